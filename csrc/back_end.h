@@ -1,0 +1,28 @@
+// Where launches run.
+#pragma once
+
+#include <span>
+
+#include "planner.h"
+
+namespace fused_copy {
+
+// Runs the launches of CPU tensors and returns when they are done.
+void run_on_cpu(std::span<const PlannedLaunch> launches);
+
+// Launches on the device's current stream, whatever device is current, and returns at once. Throws std::runtime_error
+// where CUDA refuses; a refused launch leaves no error behind.
+void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index);
+
+// Whether the build had nvcc.
+extern const bool kHasGpuCode;
+
+// torch's current stream of a CUDA device, a cudaStream_t.
+void* current_stream(int device_index);
+
+inline void run(std::span<const PlannedLaunch> launches, const Device& device) {
+  if (launches.empty()) return;
+  device.type == DeviceType::Cuda ? launch_on_gpu(launches, device.index) : run_on_cpu(launches);
+}
+
+}  // namespace fused_copy

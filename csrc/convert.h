@@ -1,0 +1,57 @@
+// The value conversions of Tensor.copy_, as c10::convert defines them (c10/util/TypeCast.h). The back end that includes
+// this brings its own 16-bit floats, with to_float() and from_float().
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "copy_task.h"
+
+namespace fused_copy {
+
+// A bool in memory is a byte that need not be 0 or 1.
+struct BoolByte {
+  uint8_t byte;
+};
+
+template <class To, class From, class Half, class BFloat16>
+FUSED_COPY_HOST_DEVICE inline To convert(From value) {
+  constexpr bool from_short = std::is_same_v<From, Half> || std::is_same_v<From, BFloat16>;
+  constexpr bool to_short = std::is_same_v<To, Half> || std::is_same_v<To, BFloat16>;
+  if constexpr (std::is_same_v<From, BoolByte>) {
+    return convert<To, uint8_t, Half, BFloat16>(value.byte != 0);
+  } else if constexpr (from_short) {
+    return convert<To, float, Half, BFloat16>(to_float(value));
+  } else if constexpr (to_short) {
+    return from_float<To>(static_cast<float>(value));
+  } else if constexpr (std::is_same_v<To, BoolByte>) {
+    return {static_cast<uint8_t>(value != 0)};
+  } else if constexpr (std::is_same_v<To, uint8_t> && std::is_floating_point_v<From>) {
+    // Negative numbers wrap around instead of being undefined.
+    return static_cast<uint8_t>(static_cast<int64_t>(value));
+  } else {
+    return static_cast<To>(value);
+  }
+}
+
+template <class Half, class BFloat16>
+struct CastTypes {
+  template <int kDType>
+  static auto pick() {
+    constexpr auto dtype = static_cast<DType>(kDType);
+    if constexpr (dtype == DType::Bool) return BoolByte{};
+    else if constexpr (dtype == DType::UInt8) return uint8_t{};
+    else if constexpr (dtype == DType::Int8) return int8_t{};
+    else if constexpr (dtype == DType::Int16) return int16_t{};
+    else if constexpr (dtype == DType::Int32) return int32_t{};
+    else if constexpr (dtype == DType::Int64) return int64_t{};
+    else if constexpr (dtype == DType::Float16) return Half{};
+    else if constexpr (dtype == DType::BFloat16) return BFloat16{};
+    else if constexpr (dtype == DType::Float32) return float{};
+    else return double{};
+  }
+  template <int kDType>
+  using at = decltype(pick<kDType>());
+};
+
+}  // namespace fused_copy

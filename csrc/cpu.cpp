@@ -1,0 +1,121 @@
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstring>
+#include <utility>
+
+#include "back_end.h"
+
+namespace fused_copy {
+namespace {
+
+float to_float(c10::Half value) { return static_cast<float>(value); }
+float to_float(c10::BFloat16 value) { return static_cast<float>(value); }
+
+template <class To>
+To from_float(float value) {
+  return To(value);
+}
+
+}  // namespace
+}  // namespace fused_copy
+
+#include "convert.h"
+
+namespace fused_copy {
+namespace {
+
+using Types = CastTypes<c10::Half, c10::BFloat16>;
+
+template <class Visit>
+void for_each_row(const Tile& tile, Visit visit) {
+  for (uint32_t row = 0; row < tile.rows; ++row) {
+    visit(tile.src + tile.first_column * tile.src_column_stride + row * tile.src_row_stride,
+          tile.dst + tile.first_column * tile.dst_column_stride + row * tile.dst_row_stride);
+  }
+}
+
+void* at(uint64_t address) { return reinterpret_cast<void*>(address); }
+
+void copy_tile(const Tile& tile, int unit_bytes) {
+  const bool side_by_side = tile.src_column_stride == unit_bytes && tile.dst_column_stride == unit_bytes;
+  for_each_row(tile, [&](uint64_t src, uint64_t dst) {
+    if (side_by_side) {
+      std::memcpy(at(dst), at(src), static_cast<size_t>(tile.columns) * unit_bytes);
+      return;
+    }
+    for (uint32_t column = 0; column < tile.columns; ++column) {
+      std::memcpy(at(dst + column * tile.dst_column_stride), at(src + column * tile.src_column_stride), unit_bytes);
+    }
+  });
+}
+
+void copy_ragged_tile(const Tile& tile, int unit_bytes) {
+  const int64_t phase = static_cast<int64_t>(tile.dst % unit_bytes);
+  const int64_t offset = static_cast<int64_t>(tile.first_column) * unit_bytes - phase;
+  const int64_t begin = std::max<int64_t>(offset, 0);
+  const int64_t end = std::min<int64_t>(offset + static_cast<int64_t>(tile.columns) * unit_bytes, tile.row_bytes);
+  if (begin < end) std::memcpy(at(tile.dst + begin), at(tile.src + begin), static_cast<size_t>(end - begin));
+}
+
+void fill_tile(const Tile& tile, int unit_bytes, uint64_t pattern, bool upper_half_zero) {
+  const uint64_t bits[2] = {pattern, upper_half_zero ? 0 : pattern};
+  const auto* bytes = reinterpret_cast<const char*>(bits);
+  for_each_row(tile, [&](uint64_t, uint64_t dst) {
+    for (uint32_t column = 0; column < tile.columns; ++column) {
+      const uint64_t place = (tile.first_column + column) * unit_bytes % sizeof bits;
+      std::memcpy(at(dst + column * tile.dst_column_stride), bytes + place, unit_bytes);
+    }
+  });
+}
+
+template <class From, class To>
+void cast_tile(const Tile& tile, int unit_elements) {
+  for_each_row(tile, [&](uint64_t src, uint64_t dst) {
+    for (uint32_t column = 0; column < tile.columns; ++column) {
+      const auto* from = static_cast<const From*>(at(src + column * tile.src_column_stride));
+      auto* to = static_cast<To*>(at(dst + column * tile.dst_column_stride));
+      for (int i = 0; i < unit_elements; ++i) to[i] = convert<To, From, c10::Half, c10::BFloat16>(from[i]);
+    }
+  });
+}
+
+using CastTile = void (*)(const Tile&, int);
+
+template <int... kCodes>
+constexpr std::array<CastTile, sizeof...(kCodes)> cast_table(std::integer_sequence<int, kCodes...>) {
+  return {&cast_tile<Types::at<kCodes / kCastableDTypes>, Types::at<kCodes % kCastableDTypes>>...};
+}
+constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCastableDTypes * kCastableDTypes>());
+
+void run_tile(const uint64_t* words, const Task& task, uint32_t tile) {
+  if (task.operation >= Operation::Cast) {
+    const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
+    const int src_log2 = castable_size_log2(code / kCastableDTypes) + task.width;
+    const int dst_log2 = castable_size_log2(code % kCastableDTypes) + task.width;
+    kCastTiles[code](locate_tile(words, task, tile, 1 << src_log2, 1 << dst_log2, std::max(src_log2, dst_log2)),
+                     1 << task.width);
+    return;
+  }
+  const int unit_bytes = 1 << task.width;
+  const bool fill = task.operation == Operation::Fill || task.operation == Operation::Fill16;
+  const Tile located = locate_tile(words, task, tile, fill ? 0 : unit_bytes, unit_bytes, task.width);
+  if (fill) {
+    fill_tile(located, unit_bytes, task.src, task.operation == Operation::Fill16);
+  } else if (task.operation == Operation::CopyRagged) {
+    copy_ragged_tile(located, unit_bytes);
+  } else {
+    copy_tile(located, unit_bytes);
+  }
+}
+
+}  // namespace
+
+void run_on_cpu(std::span<const PlannedLaunch> launches) {
+  for (const PlannedLaunch& launch : launches) {
+    const uint64_t* words = launch.params.words;
+    for (uint32_t tile = 0; tile < launch.header().tiles; ++tile) run_tile(words, find_task(words, tile), tile);
+  }
+}
+
+}  // namespace fused_copy

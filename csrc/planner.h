@@ -1,0 +1,123 @@
+// Tensor metadata in, checked launches out. Plain C++: no torch, no CUDA, no Python.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "copy_task.h"
+
+namespace fused_copy {
+
+enum class DeviceType : uint8_t { Cpu, Cuda, Meta, Other };
+
+struct Device {
+  DeviceType type = DeviceType::Cpu;
+  int32_t index = 0;
+  friend bool operator==(const Device&, const Device&) = default;
+};
+
+// What a front door knows of a tensor. Sizes and strides stay where the tensor keeps them; strides count elements.
+struct TensorView {
+  uint64_t address;
+  const int64_t* sizes;
+  const int64_t* strides;
+  int64_t rank;
+  int64_t storage_bytes;  // from `address` to the end of the storage, or kUnknownStorage
+  DType dtype;
+  Device device;
+  bool strided = true;         // false: sparse or another layout that has no strides
+  bool lazy = false;           // conjugated or negated on paper: the memory does not hold the values
+  bool requires_grad = false;  // and grad mode is on
+  bool inference = false;      // an inference tensor outside inference mode, and grad mode is on
+};
+constexpr int64_t kUnknownStorage = INT64_MAX;
+
+// The number that the rest of a destination becomes; none: it stays as it is.
+using Fill = std::optional<double>;
+
+// Wrong input. `pair` is the index of the pair at fault, -1 where the call as a whole is.
+struct InvalidInput : std::runtime_error {
+  InvalidInput(int64_t pair, const std::string& text) : std::runtime_error(text), pair(pair) {}
+  int64_t pair;
+};
+
+// Destinations that were checked against the contract and each other. Immutable once bound, so threads may share it. The
+// sizes and strides that its views point to must outlive it.
+class Destinations {
+ public:
+  Destinations() = default;
+
+  // Binds anew. `fills` is empty or has one entry for each destination. Throws InvalidInput.
+  void bind(std::span<const TensorView> views, std::span<const Fill> fills);
+
+  std::span<const TensorView> views() const { return views_; }
+  const Fill& fill(size_t pair) const { return fills_.empty() ? kNoFill : fills_[pair]; }
+  const Device& device() const { return device_; }
+
+  // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of its
+  // own destination, so that nothing is to be copied.
+  bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes) const;
+
+ private:
+  struct Interval {
+    uint64_t begin;
+    uint64_t end;
+    int64_t pair;
+  };
+  static constexpr Fill kNoFill{};
+
+  void check_overlaps();
+
+  std::vector<TensorView> views_;
+  std::vector<Fill> fills_;
+  std::vector<Interval> intervals_;  // the destinations' memory, by address
+  std::vector<uint64_t> furthest_;   // the furthest end among intervals_[0..i]
+  Device device_;
+};
+
+// One kernel's parameters, ready to launch.
+struct PlannedLaunch {
+  Launch<kMaxLaunchWords> params;
+  int used_words;
+  const LaunchHeader& header() const { return launch_header(params.words); }
+};
+
+// Turns calls into launches. Keeps its memory from call to call, so that planning does not allocate once it is warm; one
+// thread at a time.
+class LaunchPlanner {
+ public:
+  // Checks the sources against the destinations and lays out the launches, which stay until the next call. Throws
+  // InvalidInput.
+  std::span<const PlannedLaunch> plan(const Destinations& destinations, std::span<const TensorView> sources);
+
+ private:
+  struct PlannedTask {
+    Task task;
+    Layout layout;
+    int64_t pair;
+    int unit_log2;  // bytes of a column, the larger side's in a cast
+  };
+
+  void add_copy(int64_t pair, const TensorView& destination, const TensorView& source);
+  void add_fill(int64_t pair, const TensorView& destination, const TensorView& source, double value);
+  void add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst, Extent* extents, int rank);
+  void add_cast(int64_t pair, const TensorView& destination, const TensorView& source, Extent* extents, int rank);
+  void add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst, uint64_t columns,
+                const Extent* extents, int rank, bool dense);
+  uint64_t shape_tiles(PlannedTask& planned, uint32_t tile_bytes) const;
+  std::span<const PlannedLaunch> lay_out(DeviceType device);
+
+  std::vector<PlannedTask> tasks_;
+  std::vector<PlannedLaunch> launches_;
+  uint64_t bytes_ = 0;
+};
+
+const char* dtype_name(DType dtype);
+int dtype_size(DType dtype);
+std::string device_name(const Device& device);
+
+}  // namespace fused_copy

@@ -1,0 +1,6 @@
+"""Copies a serving engine's per-step tensors into its CUDA graph's static buffers in one launch."""
+
+from fused_copy._version import __version__
+from fused_copy.ops import replay
+
+__all__ = ["__version__", "replay"]

@@ -1,0 +1,55 @@
+"""The command line: ``fused-copy``, or ``python -m fused_copy``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="fused-copy",
+        description="Fill the static buffers of a decode loop's CUDA graphs with one launch per step, "
+        "check every step against copy_, and print what both cost.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("--steps", type=_positive, default=500, help="decode steps to run (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the decode loop (default: %(default)s)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU, else cpu")
+    parser.set_defaults(run=_demo)
+    args = parser.parse_args(argv)
+    if args.version:
+        print(f"fused-copy {importlib.metadata.version('fused-copy')}")
+        return 0
+    try:
+        status: int = args.run(args)
+    except KeyboardInterrupt:
+        print()
+        status = 130
+    return status
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def _demo(args: argparse.Namespace) -> int:
+    import torch
+
+    from fused_copy import demo
+
+    has_gpu = torch.cuda.is_available()
+    if args.device == "cuda" and not has_gpu:
+        print("fused-copy: --device cuda: this torch sees no GPU", file=sys.stderr)
+        return 2
+    return demo.run(steps=args.steps, seed=args.seed, device=args.device or ("cuda" if has_gpu else "cpu"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

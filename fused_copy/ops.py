@@ -1,0 +1,127 @@
+"""The Python face of ``torch.ops.fused_copy.replay``, and the op's fake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from fused_copy._library import _C
+
+Tensors = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
+Fills = Sequence[float | None] | Mapping[str, float]
+
+
+def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
+    """Copies every source into the leading corner of its destination, all in one launch.
+
+    Equivalent to::
+
+        for d, s, f in zip(dst, src, fill or [None] * len(dst)):
+            corner = tuple(slice(0, n) for n in s.shape)
+            if f is not None:
+                d.fill_(f)
+            d[corner].copy_(s, non_blocking=True)
+
+    Args:
+        dst: static buffers, whole: a sequence, or a mapping whose names then appear in errors. Any strides whose elements do
+            not overlap. All on one device, CPU or CUDA.
+        src: one tensor for each destination, in the same order or under the same names, with as many dimensions as its
+            destination and at most its size in each. Any non-negative strides. On the destinations' device.
+        fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of the
+            destination becomes; with None every byte outside the corner stays as it was.
+
+    The dtypes of a pair are the same, copied bit for bit, or two among bool, uint8, int8, int16, int32, int64, float16,
+    bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`.
+
+    The launch goes to the current stream of the destinations' device, and is recorded where that stream is capturing. It
+    does not synchronize, allocate device memory or wait; a device source may be freed right after the call.
+
+    Raises:
+        RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad mode
+            is on, or CUDA refuses the launch. The text names the pair. Nothing is written.
+        TypeError: an argument is not a tensor, or a fill not a number.
+        KeyError: the mappings have different names.
+    """
+    names = None
+    if isinstance(dst, Mapping):
+        names = tuple(dst)
+        src = _in_order(names, src, "sources")
+        fill = None if fill is None else _fills_in_order(names, fill)
+        dst = tuple(dst.values())
+    elif isinstance(src, Mapping) or isinstance(fill, Mapping):
+        raise TypeError("fused_copy: sources or fills are a mapping but destinations are not: pass mappings for all")
+    if torch.compiler.is_compiling() or not _C.replay(dst, src, fill, names):
+        torch.ops.fused_copy.replay(dst, src, fill)
+
+
+def _in_order(names: tuple[str, ...], tensors: Tensors, role: str) -> Sequence[torch.Tensor]:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"fused_copy: destinations are a mapping but {role} are not: pass a mapping with the same names")
+    if tensors.keys() != set(names):
+        missing = [name for name in names if name not in tensors]
+        unknown = [name for name in tensors if name not in names]
+        raise KeyError(f"fused_copy: {role} lack {missing} and have unknown {unknown}: expected the names {list(names)}")
+    return [tensors[name] for name in names]
+
+
+def _fills_in_order(names: tuple[str, ...], fill: Fills) -> list[float | None]:
+    if not isinstance(fill, Mapping):
+        raise TypeError("fused_copy: destinations are a mapping but fills are not: pass a mapping of names to numbers")
+    if unknown := [name for name in fill if name not in names]:
+        raise KeyError(f"fused_copy: fills have unknown {unknown}: expected names among {list(names)}")
+    return [fill.get(name) for name in names]
+
+
+@torch.library.register_fake("fused_copy::replay")
+def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None) -> None:
+    # The planner's checks of what a fake tensor knows; sizes may be symbolic, so torch._check states them.
+    torch._check(
+        len(dst) == len(src),
+        lambda: f"fused_copy: got {len(dst)} destinations and {len(src)} sources: pass one source for each destination",
+    )
+    for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
+        torch._check(
+            to.device == dst[0].device and source.device == to.device,
+            lambda pair=pair, to=to, source=source: (
+                f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, destination 0 "
+                f"on {dst[0].device}: pass tensors of one device"
+            ),
+        )
+        torch._check(
+            source.dtype == to.dtype or (source.dtype in CASTABLE and to.dtype in CASTABLE),
+            lambda pair=pair, to=to, source=source: (
+                f"fused_copy: pair {pair}: source is {source.dtype} but the destination is {to.dtype}: pass the same dtype"
+            ),
+        )
+        torch._check(
+            source.dim() == to.dim(),
+            lambda pair=pair, to=to, source=source: (
+                f"fused_copy: pair {pair}: source has shape {tuple(source.shape)} but the destination has shape "
+                f"{tuple(to.shape)}: expected the same number of dimensions (no broadcasting)"
+            ),
+        )
+        for size, limit in zip(source.shape, to.shape, strict=True):
+            torch._check(
+                size <= limit,
+                lambda pair=pair, to=to, source=source: (
+                    f"fused_copy: pair {pair}: source has shape {tuple(source.shape)}, larger than the destination's "
+                    f"{tuple(to.shape)}"
+                ),
+            )
+
+
+CASTABLE = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    }
+)

@@ -1,0 +1,67 @@
+"""Builds the binary: with CUDAExtension where nvcc is found, for the CPU alone where it is not."""
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+from torch.utils import cpp_extension
+
+# Machine code for every GPU generation that CUDA 12.9 and 13 both know, and PTX for those to come.
+GPU_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+SOURCES = ["csrc/planner.cpp", "csrc/cpu.cpp", "csrc/stream.cpp", "csrc/ops.cpp", "csrc/bindings.cpp"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+
+
+def find_cuda_home() -> str | None:
+    """The toolkit that nvcc belongs to. nvcc on PATH may be a wrapper outside of it, so the headers decide."""
+    nvcc = shutil.which("nvcc")
+    candidates = [
+        os.environ.get("CUDA_HOME"),
+        os.environ.get("CUDA_PATH"),
+        nvcc and Path(nvcc).resolve().parent.parent,
+        "/usr/local/cuda",
+    ]
+    for candidate in filter(None, candidates):
+        if Path(candidate, "bin/nvcc").exists() and Path(candidate, "include/cuda_runtime.h").exists():
+            return str(candidate)
+    return None
+
+
+def extension():
+    import pybind11
+
+    arguments = {
+        "name": "fused_copy._C",
+        "include_dirs": ["csrc", pybind11.get_include()],
+        "extra_compile_args": {"cxx": CXX_FLAGS},
+        "extra_link_args": ["-Wl,--no-undefined-version", "-Wl,--exclude-libs,ALL", "-s"],
+    }
+    cuda_home = find_cuda_home()
+    if cuda_home is None:
+        print("fused_copy: nvcc was not found, so this build copies CPU tensors only (set CUDA_HOME for a GPU build)")
+        built = cpp_extension.CppExtension(sources=[*SOURCES, "csrc/no_gpu.cpp"], **arguments)
+    else:
+        # torch only provides headers here: the CUDA runtime is linked statically and the ABI is the stable one, so a
+        # torch without CUDA, or with another CUDA version than nvcc's, builds the same binary.
+        cpp_extension.CUDA_HOME = cuda_home
+        cpp_extension._check_cuda_version = lambda *_: None
+        code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in GPU_ARCHITECTURES]
+        newest = GPU_ARCHITECTURES[-1]
+        arguments["extra_compile_args"]["nvcc"] = [
+            "-std=c++20",
+            "-O3",
+            "--threads=2",
+            "-Xfatbin=-compress-all",
+            "-Xcompiler=-fvisibility=hidden",
+            *code,
+            f"-gencode=arch=compute_{newest},code=compute_{newest}",
+        ]
+        arguments["extra_link_args"] += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+        built = cpp_extension.CUDAExtension(sources=[*SOURCES, "csrc/kernel.cu"], **arguments)
+    # Everything else that torch's helpers link would tie the binary to one torch or one CUDA.
+    built.libraries = ["torch_cpu"]
+    return built
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
