@@ -29,6 +29,8 @@ struct Torch {
   PyObject* dispatch_modes;    // how many modes intercept operators
   PyObject* functorch_level;   // None where no transform of torch.func is running
   PyObject* increment_version;
+  PyObject* uint8;
+  PyObject* int8;
 };
 Torch torch_api;
 
@@ -45,6 +47,8 @@ void look_up_torch() {
   torch_api.is_conj = keep(tensor.attr("is_conj"));
   torch_api.is_neg = keep(tensor.attr("is_neg"));
   torch_api.is_inference = keep(tensor.attr("is_inference"));
+  torch_api.uint8 = keep(torch.attr("uint8"));
+  torch_api.int8 = keep(torch.attr("int8"));
   torch_api.is_grad_enabled = keep(torch.attr("is_grad_enabled"));
   torch_api.is_inference_mode_enabled = keep(torch.attr("is_inference_mode_enabled"));
   torch_api.dispatch_modes = keep(c.attr("_len_torch_dispatch_stack"));
@@ -127,6 +131,11 @@ bool read_tensor(PyObject* object, TensorView& view) {
   }
   view.dtype = dtype_of(tensor.dtype);
   if (view.dtype == DType::Unsupported) return false;
+  if (view.dtype == DType::UInt8 || view.dtype == DType::Int8) {
+    // torch exports its sub-byte integers as these two.
+    const py::object dtype = py::handle(object).attr("dtype");
+    if (dtype.ptr() != torch_api.uint8 && dtype.ptr() != torch_api.int8) return false;
+  }
   switch (tensor.device.device_type) {
     case kDLCPU: view.device = {DeviceType::Cpu, 0}; break;
     case kDLCUDA: view.device = {DeviceType::Cuda, tensor.device.device_id}; break;

@@ -213,6 +213,9 @@ STABLE_TORCH_LIBRARY_IMPL(fused_copy, CompositeExplicitAutograd, library) {
   library.impl("replay", &fused_copy::replay_boxed);
 }
 
+// Nested tensors would otherwise end in the dispatcher's own error, a page long.
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) { library.impl("replay", &fused_copy::replay_boxed); }
+
 // Without these, torch would copy conjugate and negative views first and hide that from the caller.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) { library.impl("replay", &fused_copy::replay_lazy_boxed); }
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, Negative, library) { library.impl("replay", &fused_copy::replay_lazy_boxed); }

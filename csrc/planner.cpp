@@ -466,7 +466,8 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
     }
     if (source.rank != destination.rank) {
       throw InvalidInput(pair, "source has shape " + shape_of(source) + " but the destination has shape " +
-                                   shape_of(destination) + ": expected the same number of dimensions (no broadcasting)");
+                                   shape_of(destination) + ": expected " + std::to_string(destination.rank) +
+                                   " dimensions, got " + std::to_string(source.rank) + " (there is no broadcasting)");
     }
     for (int64_t d = 0; d < source.rank; ++d) {
       if (source.sizes[d] > destination.sizes[d]) {
