@@ -1,4 +1,4 @@
-"""Builds the binary: with CUDAExtension where nvcc is found, for the CPU alone where it is not."""
+"""Builds the binary: with GPU code where nvcc is found, for the CPU alone where it is not or FUSED_COPY_CPU_ONLY=1."""
 
 import os
 import shutil
@@ -15,6 +15,8 @@ CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
 
 def find_cuda_home() -> str | None:
     """The toolkit that nvcc belongs to. nvcc on PATH may be a wrapper outside of it, so the headers decide."""
+    if os.environ.get("FUSED_COPY_CPU_ONLY") == "1":
+        return None
     nvcc = shutil.which("nvcc")
     candidates = [
         os.environ.get("CUDA_HOME"),
@@ -39,7 +41,7 @@ def extension():
     }
     cuda_home = find_cuda_home()
     if cuda_home is None:
-        print("fused_copy: nvcc was not found, so this build copies CPU tensors only (set CUDA_HOME for a GPU build)")
+        print("fused_copy: building for CPU tensors alone: no nvcc was found (set CUDA_HOME), or FUSED_COPY_CPU_ONLY=1")
         built = cpp_extension.CppExtension(sources=[*SOURCES, "csrc/no_gpu.cpp"], **arguments)
     else:
         # torch only provides headers here: the CUDA runtime is linked statically and the ABI is the stable one, so a

@@ -1,7 +1,8 @@
-// The door from Python that does not pass torch's dispatcher: tensors are read through torch's DLPack C exchange API. No
-// torch C++ header here, whose pybind11 is not the one of the package; dlpack.h is plain C.
+// The door from Python that does not pass torch's dispatcher: tensors are read through torch's DLPack C exchange API.
+// No torch C++ header here, whose pybind11 is not the one of the package; dlpack.h is plain C.
 #include <ATen/dlpack.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <cstring>
 
@@ -18,49 +19,19 @@ namespace {
 struct Torch {
   PyTypeObject* tensor_type;
   const DLPackExchangeAPI* exchange;  // null before torch 2.10
-  PyObject* untyped_storage;          // unbound methods of torch.Tensor
-  PyObject* storage_offset;
-  PyObject* storage_bytes;  // of torch.UntypedStorage
-  PyObject* is_conj;
+  const PyGetSetDef* impl;            // torch.Tensor._cdata
+  PyObject* is_conj;                  // unbound methods of torch.Tensor
   PyObject* is_neg;
   PyObject* is_inference;
   PyObject* is_grad_enabled;
   PyObject* is_inference_mode_enabled;
-  PyObject* dispatch_modes;    // how many modes intercept operators
-  PyObject* functorch_level;   // None where no transform of torch.func is running
+  PyObject* dispatch_modes;   // how many modes intercept operators
+  PyObject* functorch_level;  // None where no transform of torch.func is running
   PyObject* increment_version;
   PyObject* uint8;
   PyObject* int8;
 };
 Torch torch_api;
-
-void look_up_torch() {
-  // The references are kept for the life of the process, as torch is.
-  const auto keep = [](py::object object) { return object.release().ptr(); };
-  const py::module_ torch = py::module_::import("torch");
-  const py::object tensor = torch.attr("Tensor");
-  const py::object c = torch.attr("_C");
-  torch_api.tensor_type = reinterpret_cast<PyTypeObject*>(keep(tensor));
-  torch_api.untyped_storage = keep(tensor.attr("untyped_storage"));
-  torch_api.storage_offset = keep(tensor.attr("storage_offset"));
-  torch_api.storage_bytes = keep(torch.attr("UntypedStorage").attr("nbytes"));
-  torch_api.is_conj = keep(tensor.attr("is_conj"));
-  torch_api.is_neg = keep(tensor.attr("is_neg"));
-  torch_api.is_inference = keep(tensor.attr("is_inference"));
-  torch_api.uint8 = keep(torch.attr("uint8"));
-  torch_api.int8 = keep(torch.attr("int8"));
-  torch_api.is_grad_enabled = keep(torch.attr("is_grad_enabled"));
-  torch_api.is_inference_mode_enabled = keep(torch.attr("is_inference_mode_enabled"));
-  torch_api.dispatch_modes = keep(c.attr("_len_torch_dispatch_stack"));
-  torch_api.functorch_level = keep(c.attr("_functorch").attr("maybe_current_level"));
-  torch_api.increment_version = keep(c.attr("_increment_version"));
-  if (py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
-    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (api == nullptr) throw py::error_already_set();
-    if (api->header.version.major == DLPACK_MAJOR_VERSION) torch_api.exchange = api;
-  }
-}
 
 const char* type_name(PyObject* object) { return Py_TYPE(object)->tp_name; }
 
@@ -86,6 +57,48 @@ int64_t call_int(PyObject* function, PyObject* argument = nullptr) {
   const int64_t value = PyLong_AsLongLong(call(function, argument).ptr());
   if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
   return value;
+}
+
+// The bytes from the tensor's first element to the end of its storage, which DLPack does not tell: a storage that was freed
+// or resized would be read or written out of bounds. A handle of torch's stable ABI is the address of a pointer to the
+// tensor's TensorImpl, and `_cdata` is that pointer, so that its address serves as one; look_up_torch() tries it out.
+int64_t bytes_in_storage(PyObject* object, int item_bytes) {
+  const py::object address = py::reinterpret_steal<py::object>(torch_api.impl->get(object, torch_api.impl->closure));
+  if (!address) throw py::error_already_set();
+  void* impl = PyLong_AsVoidPtr(address.ptr());
+  const auto handle = reinterpret_cast<AtenTensorHandle>(&impl);
+  int64_t size, offset;
+  if (aoti_torch_get_storage_size(handle, &size) != 0 || aoti_torch_get_storage_offset(handle, &offset) != 0) return 0;
+  return size - offset * item_bytes;
+}
+
+void look_up_torch() {
+  // The references are kept for the life of the process, as torch is.
+  const auto keep = [](py::object object) { return object.release().ptr(); };
+  const py::module_ torch = py::module_::import("torch");
+  const py::object tensor = torch.attr("Tensor");
+  const py::object c = torch.attr("_C");
+  torch_api.tensor_type = reinterpret_cast<PyTypeObject*>(keep(tensor));
+  const py::object impl = tensor.attr("__mro__")[py::int_(1)].attr("__dict__")["_cdata"];
+  torch_api.impl = reinterpret_cast<PyGetSetDescrObject*>(keep(impl))->d_getset;
+  torch_api.is_conj = keep(tensor.attr("is_conj"));
+  torch_api.is_neg = keep(tensor.attr("is_neg"));
+  torch_api.is_inference = keep(tensor.attr("is_inference"));
+  torch_api.uint8 = keep(torch.attr("uint8"));
+  torch_api.int8 = keep(torch.attr("int8"));
+  torch_api.is_grad_enabled = keep(torch.attr("is_grad_enabled"));
+  torch_api.is_inference_mode_enabled = keep(torch.attr("is_inference_mode_enabled"));
+  torch_api.dispatch_modes = keep(c.attr("_len_torch_dispatch_stack"));
+  torch_api.functorch_level = keep(c.attr("_functorch").attr("maybe_current_level"));
+  torch_api.increment_version = keep(c.attr("_increment_version"));
+  if (py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
+    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+    if (api == nullptr) throw py::error_already_set();
+    const py::object trial = torch.attr("ones")(8, py::arg("dtype") = torch.attr("int32"))[py::slice(3, 8, 1)];
+    const bool storage_readable = bytes_in_storage(trial.ptr(), 4) == 5 * 4;
+    if (api->header.version.major == DLPACK_MAJOR_VERSION && storage_readable) torch_api.exchange = api;
+  }
 }
 
 DType dtype_of(const DLDataType& dtype) {
@@ -119,7 +132,8 @@ DType dtype_of(const DLDataType& dtype) {
 }
 
 bool may_be_negated(DType dtype) {
-  return (dtype >= DType::Float16 && dtype <= DType::Float64) || (dtype >= DType::Complex32 && dtype <= DType::Complex128);
+  return (dtype >= DType::Float16 && dtype <= DType::Float64) ||
+         (dtype >= DType::Complex32 && dtype <= DType::Complex128);
 }
 
 // Reads a plain tensor. False for what only the dispatcher can read or refuse.
@@ -145,10 +159,9 @@ bool read_tensor(PyObject* object, TensorView& view) {
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
   view.rank = tensor.ndim;
-  const py::object storage = call(torch_api.untyped_storage, object);
-  view.storage_bytes = call_int(torch_api.storage_bytes, storage.ptr()) -
-                       call_int(torch_api.storage_offset, object) * dtype_size(view.dtype);
-  view.lazy = may_be_negated(view.dtype) && (call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object));
+  view.storage_bytes = bytes_in_storage(object, dtype_size(view.dtype));
+  view.lazy =
+      may_be_negated(view.dtype) && (call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object));
   return true;
 }
 

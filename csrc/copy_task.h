@@ -103,8 +103,8 @@ struct LaunchHeader {
   uint32_t casts;       // tasks that cast
 };
 
-// A kernel takes 32,764 bytes of parameters since CUDA 12.1, from compute capability 7.0 up (CUDA C++ Programming Guide,
-// "Function Parameters"): so many pairs of words.
+// A kernel takes 32,764 bytes of parameters since CUDA 12.1, from compute capability 7.0 up (CUDA C++ Programming
+// Guide, "Function Parameters"): so many pairs of words.
 constexpr int kMaxLaunchWords = 32764 / 16 * 2;
 constexpr int kHeaderWords = sizeof(LaunchHeader) / 8;
 constexpr int kTaskWords = sizeof(Task) / 8;
@@ -150,8 +150,8 @@ FUSED_COPY_HOST_DEVICE inline uint32_t tile_extent(uint64_t size, uint64_t first
   return static_cast<uint32_t>(size - first < limit ? size - first : limit);
 }
 
-// The part of `task` that is the launch's tile number `tile`. `src_unit` and `dst_unit` are the bytes from one column to
-// the next where they lie side by side, `unit_log2` is the larger one's logarithm.
+// The part of `task` that is the launch's tile number `tile`. `src_unit` and `dst_unit` are the bytes from one column
+// to the next where they lie side by side, `unit_log2` is the larger one's logarithm.
 FUSED_COPY_HOST_DEVICE inline Tile locate_tile(const uint64_t* words, const Task& task, uint32_t tile, int src_unit,
                                                int dst_unit, int unit_log2) {
   tile -= task.first_tile;
@@ -163,8 +163,15 @@ FUSED_COPY_HOST_DEVICE inline Tile locate_tile(const uint64_t* words, const Task
   }
   const Layout& layout = *reinterpret_cast<const Layout*>(words + task.layout);
   const Extent* extents = layout.extents;
-  Tile located{task.src, task.dst, 0, 0, 1, layout.lanes_log2, extents[0].size, extents[0].src_stride,
-               extents[0].dst_stride, 0, 0};
+  Tile located{
+      .src = task.src,
+      .dst = task.dst,
+      .rows = 1,
+      .lanes_log2 = layout.lanes_log2,
+      .row_bytes = extents[0].size,
+      .src_column_stride = extents[0].src_stride,
+      .dst_column_stride = extents[0].dst_stride,
+  };
   located.first_column = static_cast<uint64_t>(tile % layout.column_tiles) * layout.columns_per_tile;
   located.columns = tile_extent(task.columns, located.first_column, layout.columns_per_tile);
   if (layout.rank > 1) {

@@ -60,8 +60,11 @@ __device__ inline LaneWalk walk_lane(const Tile& tile, uint32_t lane) {
   const uint32_t x = lane & ((1u << tile.lanes_log2) - 1);
   const uint32_t y = lane >> tile.lanes_log2;
   const uint64_t column = tile.first_column + x;
-  LaneWalk walk{tile.src + column * tile.src_column_stride + y * tile.src_row_stride,
-                tile.dst + column * tile.dst_column_stride + y * tile.dst_row_stride, 0, 0, column, 0};
+  LaneWalk walk{
+      .src = tile.src + column * tile.src_column_stride + y * tile.src_row_stride,
+      .dst = tile.dst + column * tile.dst_column_stride + y * tile.dst_row_stride,
+      .column = column,
+  };
   if (tile.lanes_log2 == kWarpLanesLog2) {
     walk.src_step = tile.src_column_stride << kWarpLanesLog2;
     walk.dst_step = tile.dst_column_stride << kWarpLanesLog2;
@@ -103,7 +106,9 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   const int64_t end = phase + tile.row_bytes;
   for (uint32_t first = lane; first < tile.columns; first += kBatch * kWarpLanes) {
     Unit<kBytes> units[kBatch];
-    const auto offset = [&](int i) { return static_cast<int64_t>(tile.first_column + first + i * kWarpLanes) * kBytes; };
+    const auto offset = [&](int i) {
+      return static_cast<int64_t>(tile.first_column + first + i * kWarpLanes) * kBytes;
+    };
     const auto whole = [&](int i) { return offset(i) >= phase && offset(i) + kBytes <= end; };
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -139,15 +144,15 @@ __device__ inline void fill_tile(const Tile& tile, uint32_t lane, uint64_t patte
 using Types = CastTypes<__half, __nv_bfloat16>;
 
 template <class T>
-using Canonical = std::conditional_t<std::is_same_v<T, double>, double,
-                                     std::conditional_t<std::is_same_v<T, float> || std::is_same_v<T, __half> ||
-                                                            std::is_same_v<T, __nv_bfloat16>,
-                                                        float, int64_t>>;
+using Canonical = std::conditional_t<
+    std::is_same_v<T, double>, double,
+    std::conditional_t<std::is_same_v<T, float> || std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>, float,
+                       int64_t>>;
 
 constexpr int kCastBatch = 2;
 
-// Ten dtypes make ninety casts. Each goes through the widest type of its source's kind, which holds the value exactly and
-// converts to the same result, so that there is code for ten loads and thirty stores instead.
+// Ten dtypes make ninety casts. Each goes through the widest type of its source's kind, which holds the value exactly
+// and converts to the same result, so that there is code for ten loads and thirty stores instead.
 template <int kElements>
 union CastUnits {
   int64_t integers[kCastBatch][kElements];
@@ -170,7 +175,8 @@ __device__ inline void load_units(CastUnits<kElements>& units, const LaneWalk& w
     const auto loaded = *reinterpret_cast<const Elements<From, kElements>*>(walk.src + (first + i) * walk.src_step);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
-      units.template at<Canonical<From>>(i, e) = convert<Canonical<From>, From, __half, __nv_bfloat16>(loaded.values[e]);
+      units.template at<Canonical<From>>(i, e) =
+          convert<Canonical<From>, From, __half, __nv_bfloat16>(loaded.values[e]);
     }
   }
 }

@@ -71,8 +71,8 @@ StableIValue call_operator(const char* name, AtenTensorHandle tensor, std::initi
 
 bool is(const char* question, AtenTensorHandle tensor) { return to<bool>(call_operator(question, tensor)); }
 
-// Properties that only the dispatcher tells: asked where they can matter, as each answer costs about as much as the rest
-// of a tensor together.
+// Properties that only the dispatcher tells: asked where they can matter, as each answer costs about as much as the
+// rest of a tensor together.
 struct Questions {
   bool lazy;
   bool autograd;
@@ -214,7 +214,9 @@ STABLE_TORCH_LIBRARY_IMPL(fused_copy, CompositeExplicitAutograd, library) {
 }
 
 // Nested tensors would otherwise end in the dispatcher's own error, a page long.
-STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) { library.impl("replay", &fused_copy::replay_boxed); }
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) {
+  library.impl("replay", &fused_copy::replay_boxed);
+}
 
 // Without these, torch would copy conjugate and negative views first and hide that from the caller.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) { library.impl("replay", &fused_copy::replay_lazy_boxed); }

@@ -10,9 +10,9 @@
 namespace fused_copy {
 namespace {
 
-constexpr int kMaxRank = 64;        // torch's own limit for most operators
-constexpr int kMaxDimensions = 4;   // after merging
-constexpr int kMaxUnitLog2 = 4;     // 16 bytes: the widest access of a GPU up to sm_90
+constexpr int kMaxRank = 64;       // torch's own limit for most operators
+constexpr int kMaxDimensions = 4;  // after merging
+constexpr int kMaxUnitLog2 = 4;    // 16 bytes: the widest access of a GPU up to sm_90
 constexpr uint64_t kMaxTiles = std::numeric_limits<int32_t>::max();
 
 // A warp takes as little as one access of its lanes while that spreads the work over the GPU, and as much as eight once
@@ -88,15 +88,18 @@ int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
   const auto fail = [&](const std::string& text) { throw InvalidInput(pair, std::string(role) + " " + text); };
   if (!view.strided) fail("is not a strided tensor (sparse, quantized or nested): pass a dense, strided one");
   if (view.lazy) {
-    fail("has its conjugate or negative bit set, so its memory does not hold its values: pass resolve_conj() and "
-         "resolve_neg() of it");
+    fail(
+        "has its conjugate or negative bit set, so its memory does not hold its values: pass resolve_conj() and "
+        "resolve_neg() of it");
   }
   if (view.dtype == DType::Unsupported) {
-    fail("has a dtype that cannot be copied: sub-byte, quantized and opaque dtypes are not supported; view it as uint8");
+    fail(
+        "has a dtype that cannot be copied: sub-byte, quantized and opaque dtypes are not supported; view it as uint8");
   }
   if (view.requires_grad) {
-    fail("requires grad while grad mode is on, and an in-place copy is not differentiable here: call under "
-         "torch.no_grad() or torch.inference_mode(), or pass detach() of it");
+    fail(
+        "requires grad while grad mode is on, and an in-place copy is not differentiable here: call under "
+        "torch.no_grad() or torch.inference_mode(), or pass detach() of it");
   }
   if (view.inference) {
     fail("is an inference tensor, which outside inference mode must not change: call under torch.inference_mode()");
@@ -258,8 +261,9 @@ std::optional<uint64_t> encode_float(double value, const FloatFormat& format) {
   if (static_cast<double>(significand) != steps) return std::nullopt;
   // The implicit leading bit of a normal number adds the missing one to its exponent.
   const uint64_t bits = (static_cast<uint64_t>(biased - 1) << format.mantissa_bits) + significand;
-  const uint64_t largest = (exponent_mask << format.mantissa_bits | mantissa_mask) -
-                           (format.special == FloatFormat::Ieee ? mantissa_mask + 1 : format.special == FloatFormat::NanOnly ? 1 : 0);
+  uint64_t largest = exponent_mask << format.mantissa_bits | mantissa_mask;
+  if (format.special == FloatFormat::Ieee) largest -= mantissa_mask + 1;
+  if (format.special == FloatFormat::NanOnly) largest -= 1;
   if (static_cast<uint64_t>(biased) > exponent_mask || bits > largest) return std::nullopt;
   return sign | bits;
 }
@@ -268,7 +272,8 @@ std::optional<uint64_t> encode_integer(double value, int bits, bool is_signed) {
   const double low = is_signed ? -std::ldexp(1.0, bits - 1) : 0.0;
   const double high = std::ldexp(1.0, is_signed ? bits - 1 : bits);
   if (!(value >= low && value < high) || value != std::floor(value)) return std::nullopt;
-  const uint64_t encoded = value < 0 ? static_cast<uint64_t>(static_cast<int64_t>(value)) : static_cast<uint64_t>(value);
+  const uint64_t encoded =
+      value < 0 ? static_cast<uint64_t>(static_cast<int64_t>(value)) : static_cast<uint64_t>(value);
   return bits == 64 ? encoded : encoded & ((uint64_t{1} << bits) - 1);
 }
 
@@ -308,8 +313,8 @@ uint64_t fill_pattern(uint64_t encoded, DType dtype) {
   return encoded;
 }
 
-// Orders the extents from the fastest varying in the destination and merges neighbours that step as one. Returns the new
-// count.
+// Orders the extents from the fastest varying in the destination and merges neighbours that step as one. Returns the
+// new count.
 int merge_extents(Extent* extents, int rank) {
   for (int i = 1; i < rank; ++i) {
     const Extent moved = extents[i];
@@ -321,7 +326,8 @@ int merge_extents(Extent* extents, int rank) {
   for (int i = 0; i < rank; ++i) {
     if (merged > 0) {
       Extent& inner = extents[merged - 1];
-      if (extents[i].dst_stride == inner.size * inner.dst_stride && extents[i].src_stride == inner.size * inner.src_stride) {
+      if (extents[i].dst_stride == inner.size * inner.dst_stride &&
+          extents[i].src_stride == inner.size * inner.src_stride) {
         inner.size *= extents[i].size;
         continue;
       }
@@ -378,9 +384,10 @@ void Destinations::bind(std::span<const TensorView> views, std::span<const Fill>
     }
     if (bytes == 0) continue;
     if (shares_own_elements(view)) {
-      throw InvalidInput(pair, "destination of shape " + shape_of(view) + " and strides " + strides_of(view) +
-                                   " has elements that share memory (an expanded or overlapping view): pass one in which "
-                                   "every element has its own");
+      throw InvalidInput(pair,
+                         "destination of shape " + shape_of(view) + " and strides " + strides_of(view) +
+                             " has elements that share memory (an expanded or overlapping view): pass one in which "
+                             "every element has its own");
     }
     intervals_.push_back({view.address, view.address + static_cast<uint64_t>(bytes), pair});
   }
@@ -388,7 +395,8 @@ void Destinations::bind(std::span<const TensorView> views, std::span<const Fill>
 }
 
 void Destinations::check_overlaps() {
-  std::sort(intervals_.begin(), intervals_.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  std::sort(intervals_.begin(), intervals_.end(),
+            [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
   furthest_.resize(intervals_.size());
   uint64_t furthest = 0;
   for (size_t i = 0; i < intervals_.size(); ++i) {
@@ -429,20 +437,22 @@ bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, 
       }
     }
     if (share_elements(source, destination)) {
-      throw InvalidInput(pair, "source shares memory with the destination" +
-                                   (interval.pair == pair ? std::string() : " of pair " + std::to_string(interval.pair)) +
-                                   ": the copies of one call have no order, so a source may not overlap a destination "
-                                   "unless it is the very same memory; pass a clone");
+      throw InvalidInput(pair,
+                         "source shares memory with the destination" +
+                             (interval.pair == pair ? std::string() : " of pair " + std::to_string(interval.pair)) +
+                             ": the copies of one call have no order, so a source may not overlap a destination "
+                             "unless it is the very same memory; pass a clone");
     }
   }
   return same_memory;
 }
 
-std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinations, std::span<const TensorView> sources) {
+std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinations,
+                                                   std::span<const TensorView> sources) {
   const std::span<const TensorView> views = destinations.views();
   if (sources.size() != views.size()) {
-    throw InvalidInput(-1, "got " + std::to_string(views.size()) + " destinations and " + std::to_string(sources.size()) +
-                               " sources: pass one source for each destination");
+    throw InvalidInput(-1, "got " + std::to_string(views.size()) + " destinations and " +
+                               std::to_string(sources.size()) + " sources: pass one source for each destination");
   }
   tasks_.clear();
   bytes_ = 0;
@@ -459,10 +469,11 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
                                              : ": pass tensors of one device"));
     }
     if (source.dtype != destination.dtype && !(castable(source.dtype) && castable(destination.dtype))) {
-      throw InvalidInput(pair, std::string("source is ") + dtype_name(source.dtype) + " but the destination is " +
-                                   dtype_name(destination.dtype) +
-                                   ": pass the same dtype, or two among bool, uint8, int8, int16, int32, int64, float16, "
-                                   "bfloat16, float32 and float64");
+      throw InvalidInput(pair,
+                         std::string("source is ") + dtype_name(source.dtype) + " but the destination is " +
+                             dtype_name(destination.dtype) +
+                             ": pass the same dtype, or two among bool, uint8, int8, int16, int32, int64, float16, "
+                             "bfloat16, float32 and float64");
     }
     if (source.rank != destination.rank) {
       throw InvalidInput(pair, "source has shape " + shape_of(source) + " but the destination has shape " +
@@ -515,15 +526,15 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
     bool empty = false;
     extents[rank++] = {item, 0, 1};
     for (int64_t d = destination.rank; d-- > 0;) {
-      const int64_t size = d < edge    ? source.sizes[d]
-                           : d > edge  ? destination.sizes[d]
-                                       : destination.sizes[d] - source.sizes[d];
+      const int64_t size = d < edge   ? source.sizes[d]
+                           : d > edge ? destination.sizes[d]
+                                      : destination.sizes[d] - source.sizes[d];
       empty |= size == 0;
       if (size > 1) extents[rank++] = {size, 0, destination.strides[d] * item};
     }
     if (empty) continue;
-    const uint64_t begin = destination.address +
-                           static_cast<uint64_t>(source.sizes[edge] * destination.strides[edge]) * item;
+    const uint64_t begin =
+        destination.address + static_cast<uint64_t>(source.sizes[edge] * destination.strides[edge]) * item;
     add_bytes(pair, item == 16 ? Operation::Fill16 : Operation::Fill, item, pattern, begin, extents.data(), rank);
   }
 }
@@ -595,8 +606,8 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
            destination.address, extents[0].size, extents, rank, side_by_side && rank == 1);
 }
 
-void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst, uint64_t columns,
-                             const Extent* extents, int rank, bool dense) {
+void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst,
+                             uint64_t columns, const Extent* extents, int rank, bool dense) {
   PlannedTask& planned = tasks_.emplace_back();
   planned.pair = pair;
   planned.task = {src, dst, columns, 0, 0, operation, static_cast<uint8_t>(width)};

@@ -45,8 +45,8 @@ struct InvalidInput : std::runtime_error {
   int64_t pair;
 };
 
-// Destinations that were checked against the contract and each other. Immutable once bound, so threads may share it. The
-// sizes and strides that its views point to must outlive it.
+// Destinations that were checked against the contract and each other. Immutable once bound, so threads may share it.
+// The sizes and strides that its views point to must outlive it.
 class Destinations {
  public:
   Destinations() = default;
@@ -58,8 +58,8 @@ class Destinations {
   const Fill& fill(size_t pair) const { return fills_.empty() ? kNoFill : fills_[pair]; }
   const Device& device() const { return device_; }
 
-  // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of its
-  // own destination, so that nothing is to be copied.
+  // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of
+  // its own destination, so that nothing is to be copied.
   bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes) const;
 
  private:
@@ -86,8 +86,8 @@ struct PlannedLaunch {
   const LaunchHeader& header() const { return launch_header(params.words); }
 };
 
-// Turns calls into launches. Keeps its memory from call to call, so that planning does not allocate once it is warm; one
-// thread at a time.
+// Turns calls into launches. Keeps its memory from call to call, so that planning does not allocate once it is warm;
+// one thread at a time.
 class LaunchPlanner {
  public:
   // Checks the sources against the destinations and lays out the launches, which stay until the next call. Throws
@@ -104,10 +104,11 @@ class LaunchPlanner {
 
   void add_copy(int64_t pair, const TensorView& destination, const TensorView& source);
   void add_fill(int64_t pair, const TensorView& destination, const TensorView& source, double value);
-  void add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst, Extent* extents, int rank);
+  void add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst, Extent* extents,
+                 int rank);
   void add_cast(int64_t pair, const TensorView& destination, const TensorView& source, Extent* extents, int rank);
-  void add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst, uint64_t columns,
-                const Extent* extents, int rank, bool dense);
+  void add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst,
+                uint64_t columns, const Extent* extents, int rank, bool dense);
   uint64_t shape_tiles(PlannedTask& planned, uint32_t tile_bytes) const;
   std::span<const PlannedLaunch> lay_out(DeviceType device);
 

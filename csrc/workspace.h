@@ -17,8 +17,8 @@ struct Workspace {
   LaunchPlanner planner;
 };
 
-// Each thread keeps one workspace, so that calls do not allocate. A call within a call, as a finalizer may make one, gets
-// another.
+// Each thread keeps one workspace, so that calls do not allocate. A call within a call, as a finalizer may make one,
+// gets another.
 class BorrowedWorkspace {
  public:
   BorrowedWorkspace() : workspace_(idle() ? std::move(idle()) : std::make_unique<Workspace>()) {

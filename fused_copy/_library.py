@@ -7,8 +7,8 @@ try:
 except ImportError as error:
     raise ImportError(
         f"fused_copy: the compiled module is missing or does not load ({error}). Install the package (pip install "
-        "fused-copy, or pip install . in a clone) and import it from outside the clone, whose own fused_copy folder has no "
-        "binary."
+        "fused-copy, or pip install . in a clone) and import it from outside the clone, whose own fused_copy folder "
+        "has no binary."
     ) from error
 
 __all__ = ["_C"]

@@ -24,22 +24,22 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
             d[corner].copy_(s, non_blocking=True)
 
     Args:
-        dst: static buffers, whole: a sequence, or a mapping whose names then appear in errors. Any strides whose elements do
-            not overlap. All on one device, CPU or CUDA.
+        dst: static buffers, whole: a sequence, or a mapping whose names then appear in errors. Any strides whose
+            elements do not overlap. All on one device, CPU or CUDA.
         src: one tensor for each destination, in the same order or under the same names, with as many dimensions as its
             destination and at most its size in each. Any non-negative strides. On the destinations' device.
-        fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of the
-            destination becomes; with None every byte outside the corner stays as it was.
+        fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of
+            the destination becomes; with None every byte outside the corner stays as it was.
 
     The dtypes of a pair are the same, copied bit for bit, or two among bool, uint8, int8, int16, int32, int64, float16,
     bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`.
 
-    The launch goes to the current stream of the destinations' device, and is recorded where that stream is capturing. It
-    does not synchronize, allocate device memory or wait; a device source may be freed right after the call.
+    The launch goes to the current stream of the destinations' device, and is recorded where that stream is capturing.
+    It does not synchronize, allocate device memory or wait; a device source may be freed right after the call.
 
     Raises:
-        RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad mode
-            is on, or CUDA refuses the launch. The text names the pair. Nothing is written.
+        RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad
+            mode is on, or CUDA refuses the launch. The text names the pair. Nothing is written.
         TypeError: an argument is not a tensor, or a fill not a number.
         KeyError: the mappings have different names.
     """
@@ -57,11 +57,15 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
 
 def _in_order(names: tuple[str, ...], tensors: Tensors, role: str) -> Sequence[torch.Tensor]:
     if not isinstance(tensors, Mapping):
-        raise TypeError(f"fused_copy: destinations are a mapping but {role} are not: pass a mapping with the same names")
+        raise TypeError(
+            f"fused_copy: destinations are a mapping but {role} are not: pass a mapping with the same names"
+        )
     if tensors.keys() != set(names):
         missing = [name for name in names if name not in tensors]
         unknown = [name for name in tensors if name not in names]
-        raise KeyError(f"fused_copy: {role} lack {missing} and have unknown {unknown}: expected the names {list(names)}")
+        raise KeyError(
+            f"fused_copy: {role} lack {missing} and have unknown {unknown}: expected the names {list(names)}"
+        )
     return [tensors[name] for name in names]
 
 
@@ -84,14 +88,15 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
         torch._check(
             to.device == dst[0].device and source.device == to.device,
             lambda pair=pair, to=to, source=source: (
-                f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, destination 0 "
-                f"on {dst[0].device}: pass tensors of one device"
+                f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, "
+                f"destination 0 on {dst[0].device}: pass tensors of one device"
             ),
         )
         torch._check(
             source.dtype == to.dtype or (source.dtype in CASTABLE and to.dtype in CASTABLE),
             lambda pair=pair, to=to, source=source: (
-                f"fused_copy: pair {pair}: source is {source.dtype} but the destination is {to.dtype}: pass the same dtype"
+                f"fused_copy: pair {pair}: source is {source.dtype} but the destination is {to.dtype}: pass the same "
+                "dtype"
             ),
         )
         torch._check(

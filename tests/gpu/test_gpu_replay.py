@@ -434,11 +434,12 @@ def test_destinations_on_a_gpu_that_is_not_current(entry):
     assert all_equal(dst, expected)
     for d in dst:
         d.fill_(-9)
+    reading = torch.cuda.Stream(1)
     torch.cuda.synchronize(1)
     with blocked(torch.cuda.current_stream(1)) as still:
         entry(dst, src)
         assert torch.cuda.current_device() == 0
-        with torch.cuda.stream(torch.cuda.Stream(1)):
+        with torch.cuda.stream(reading):
             seen = [d.cpu() for d in dst]
         assert still()
         assert all(bool((s == -9).all()) for s in seen), "launched on another stream than the destinations' current one"
