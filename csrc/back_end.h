@@ -1,6 +1,8 @@
 // Where launches run.
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <span>
 
 #include "planner.h"
@@ -24,5 +26,24 @@ inline void run(std::span<const PlannedLaunch> launches, const Device& device) {
   if (launches.empty()) return;
   device.type == DeviceType::Cuda ? launch_on_gpu(launches, device.index) : run_on_cpu(launches);
 }
+
+// The address by which the device reads host memory, where all of it is one pinned allocation or registration.
+std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int device_index);
+
+// A point in a stream's work.
+class GpuEvent {
+ public:
+  explicit GpuEvent(void* event) : event_(event) {}
+  bool done() const;
+
+ private:
+  struct Destroy {
+    void operator()(void* event) const;
+  };
+  std::unique_ptr<void, Destroy> event_;
+};
+
+// Marks where the stream's work ends now; none while it is being captured.
+std::optional<GpuEvent> record_event(void* stream, int device_index);
 
 }  // namespace fused_copy

@@ -6,9 +6,8 @@
 
 #include <cstring>
 
-#include "back_end.h"
 #include "errors.h"
-#include "workspace.h"
+#include "front_door.h"
 
 namespace py = pybind11;
 
@@ -59,16 +58,28 @@ int64_t call_int(PyObject* function, PyObject* argument = nullptr) {
   return value;
 }
 
-// The bytes from the tensor's first element to the end of its storage, which DLPack does not tell: a storage that was freed
-// or resized would be read or written out of bounds. A handle of torch's stable ABI is the address of a pointer to the
-// tensor's TensorImpl, and `_cdata` is that pointer, so that its address serves as one; look_up_torch() tries it out.
-int64_t bytes_in_storage(PyObject* object, int item_bytes) {
-  const py::object address = py::reinterpret_steal<py::object>(torch_api.impl->get(object, torch_api.impl->closure));
-  if (!address) throw py::error_already_set();
-  void* impl = PyLong_AsVoidPtr(address.ptr());
-  const auto handle = reinterpret_cast<AtenTensorHandle>(&impl);
+// A borrowed handle of torch's stable ABI, good while the tensor lives. Such a handle is the address of a pointer to
+// the tensor's TensorImpl, and `_cdata` is that pointer; look_up_torch() tries it out.
+class BorrowedHandle {
+ public:
+  explicit BorrowedHandle(PyObject* tensor) {
+    const auto address = py::reinterpret_steal<py::object>(torch_api.impl->get(tensor, torch_api.impl->closure));
+    if (!address) throw py::error_already_set();
+    impl_ = PyLong_AsVoidPtr(address.ptr());
+  }
+  AtenTensorHandle get() { return reinterpret_cast<AtenTensorHandle>(&impl_); }
+
+ private:
+  void* impl_;
+};
+
+// From the tensor's first element to the end of its storage, which DLPack does not tell: in a storage that was freed or
+// resized the copy would leave it.
+int64_t bytes_in_storage(PyObject* tensor, int item_bytes) {
+  BorrowedHandle handle(tensor);
   int64_t size, offset;
-  if (aoti_torch_get_storage_size(handle, &size) != 0 || aoti_torch_get_storage_offset(handle, &offset) != 0) return 0;
+  if (aoti_torch_get_storage_size(handle.get(), &size) != 0) return 0;
+  if (aoti_torch_get_storage_offset(handle.get(), &offset) != 0) return 0;
   return size - offset * item_bytes;
 }
 
@@ -198,6 +209,7 @@ class TensorSequence {
     return true;
   }
 
+  PyObject* operator[](size_t i) const { return PySequence_Fast_GET_ITEM(items_.ptr(), static_cast<Py_ssize_t>(i)); }
   py::handle items() const { return items_; }
 
  private:
@@ -236,29 +248,75 @@ void read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
   }
 }
 
-// Copies past torch's dispatcher. False, and nothing done, where the call is for the dispatcher: subclasses, modes that
-// intercept operators, transforms, tensors without memory.
+// One call's tensors, read past torch's dispatcher.
+class Call {
+ public:
+  Call(py::handle dst, py::handle src, py::handle fill, py::handle names)
+      : destinations_(dst, "destination"), sources_(src, "source"), fill_(fill), names_(names) {}
+
+  // False where the call is for the dispatcher: subclasses, modes that intercept operators, transforms, tensors that
+  // have no memory.
+  bool read() {
+    const bool plain = destinations_.are_plain(names_) & sources_.are_plain(names_);
+    if (!plain || torch_api.exchange == nullptr || call_int(torch_api.dispatch_modes) > 0 ||
+        !call(torch_api.functorch_level).is_none() || !destinations_.read(work_->destination_views) ||
+        !sources_.read(work_->source_views)) {
+      return false;
+    }
+    read_autograd(destinations_.items(), work_->destination_views);
+    read_fills(fill_, names_, work_->fills);
+    return true;
+  }
+
+  void plan() {
+    try {
+      launches_ = plan_call(*work_);
+    } catch (const InvalidInput& error) {
+      throw std::runtime_error(describe(error, name_of(names_, error.pair)));
+    }
+  }
+
+  void run() {
+    call(torch_api.increment_version, destinations_.items().ptr());
+    run_call(launches_, work_->destinations.device(), work_->source_views,
+             [&](size_t i) { return own_handle(BorrowedHandle(sources_[i]).get()); });
+  }
+
+  // The launches' kernel parameters in bytes, and each pair's path and bytes.
+  py::tuple explain() {
+    py::list launches, pairs;
+    for (const PlannedLaunch& launch : launches_) launches.append(launch.used_words * 8);
+    for (size_t i = 0; i < work_->source_views.size(); ++i) {
+      const auto [path, bytes] = work_->planner.path(static_cast<int64_t>(i));
+      pairs.append(py::make_tuple(path + (work_->source_views[i].pinned ? ", from pinned memory" : ""), bytes));
+    }
+    return py::make_tuple(launches, pairs);
+  }
+
+ private:
+  TensorSequence destinations_;
+  TensorSequence sources_;
+  py::handle fill_;
+  py::handle names_;
+  BorrowedWorkspace work_;
+  std::span<const PlannedLaunch> launches_;
+};
+
+// Copies. False, and nothing done, where the call is for the dispatcher.
 bool replay(py::handle dst, py::handle src, py::handle fill, py::handle names) {
-  const TensorSequence destinations(dst, "destination");
-  const TensorSequence sources(src, "source");
-  const bool plain = destinations.are_plain(names) & sources.are_plain(names);
-  if (!plain || torch_api.exchange == nullptr || call_int(torch_api.dispatch_modes) > 0 ||
-      !call(torch_api.functorch_level).is_none()) {
-    return false;
-  }
-  BorrowedWorkspace work;
-  if (!destinations.read(work->destination_views) || !sources.read(work->source_views)) return false;
-  read_autograd(destinations.items(), work->destination_views);
-  read_fills(fill, names, work->fills);
-  try {
-    work->destinations.bind(work->destination_views, work->fills);
-    const auto launches = work->planner.plan(work->destinations, work->source_views);
-    call(torch_api.increment_version, destinations.items().ptr());
-    run(launches, work->destinations.device());
-  } catch (const InvalidInput& error) {
-    throw std::runtime_error(describe(error, name_of(names, error.pair)));
-  }
+  Call call(dst, src, fill, names);
+  if (!call.read()) return false;
+  call.plan();
+  call.run();
   return true;
+}
+
+// Makes the checks of a call and says what it would do. None where the call is for the dispatcher.
+py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle names) {
+  Call call(dst, src, fill, names);
+  if (!call.read()) return py::none();
+  call.plan();
+  return call.explain();
 }
 
 }  // namespace
@@ -267,5 +325,6 @@ bool replay(py::handle dst, py::handle src, py::handle fill, py::handle names) {
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   fused_copy::look_up_torch();
   module.def("replay", &fused_copy::replay, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
+  module.def("explain", &fused_copy::explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.attr("has_gpu_code") = fused_copy::kHasGpuCode;
 }

@@ -323,4 +323,42 @@ void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index) {
   }
 }
 
+std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int device_index) {
+  if (bytes == 0) return host_address;
+  const DeviceGuard guard(device_index);
+  const auto ask = [](uint64_t address) -> uint64_t {
+    cudaPointerAttributes attributes;
+    const cudaError_t error = cudaPointerGetAttributes(&attributes, reinterpret_cast<const void*>(address));
+    if (error != cudaSuccess) cudaGetLastError();
+    if (error != cudaSuccess || attributes.type != cudaMemoryTypeHost) return 0;
+    return reinterpret_cast<uint64_t>(attributes.devicePointer);
+  };
+  const uint64_t first = ask(host_address);
+  const uint64_t last = ask(host_address + static_cast<uint64_t>(bytes) - 1);
+  if (first == 0 || last - first != static_cast<uint64_t>(bytes) - 1) return std::nullopt;
+  return first;
+}
+
+bool GpuEvent::done() const {
+  const cudaError_t state = cudaEventQuery(static_cast<cudaEvent_t>(event_.get()));
+  if (state == cudaSuccess) return true;
+  cudaGetLastError();
+  return false;
+}
+
+void GpuEvent::Destroy::operator()(void* event) const { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+
+std::optional<GpuEvent> record_event(void* stream, int device_index) {
+  const DeviceGuard guard(device_index);
+  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  cudaStreamCaptureStatus capture;
+  check(cudaStreamIsCapturing(cuda_stream, &capture), "cudaStreamIsCapturing");
+  if (capture != cudaStreamCaptureStatusNone) return std::nullopt;
+  cudaEvent_t event;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
+  GpuEvent recorded(event);
+  check(cudaEventRecord(event, cuda_stream), "cudaEventRecord");
+  return recorded;
+}
+
 }  // namespace fused_copy

@@ -8,9 +8,8 @@
 
 #include <vector>
 
-#include "back_end.h"
 #include "errors.h"
-#include "workspace.h"
+#include "front_door.h"
 
 namespace fused_copy {
 namespace {
@@ -61,9 +60,7 @@ fused_copy::DeviceType device_type_of(int32_t device_type) {
 
 // Calls an operator with a tensor, which it does not take over, and further arguments.
 StableIValue call_operator(const char* name, AtenTensorHandle tensor, std::initializer_list<StableIValue> others = {}) {
-  AtenTensorHandle owned;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(tensor, &owned));
-  std::vector<StableIValue> stack{reinterpret_cast<StableIValue>(owned)};
+  std::vector<StableIValue> stack{reinterpret_cast<StableIValue>(own_handle(tensor))};
   stack.insert(stack.end(), others);
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   return stack[0];
@@ -187,12 +184,12 @@ void replay(StableIValue* stack, bool lazy) {
   try {
     destinations.read({lazy, grad_mode}, work->destination_views);
     sources.read({lazy, false}, work->source_views);
-    work->destinations.bind(work->destination_views, work->fills);
-    const auto launches = work->planner.plan(work->destinations, work->source_views);
+    const auto launches = plan_call(*work);
     if (grad_mode) {
       for (AtenTensorHandle tensor : destinations.handles()) increment_version(tensor);
     }
-    run(launches, work->destinations.device());
+    run_call(launches, work->destinations.device(), work->source_views,
+             [&](size_t i) { return own_handle(sources.handles()[i]); });
   } catch (const InvalidInput& error) {
     throw std::runtime_error(describe(error));
   }

@@ -4,12 +4,14 @@
 #include <array>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
 namespace fused_copy {
 namespace {
 
+constexpr int64_t kTooManyBytes = INT64_MAX;
 constexpr int kMaxRank = 64;       // torch's own limit for most operators
 constexpr int kMaxDimensions = 4;  // after merging
 constexpr int kMaxUnitLog2 = 4;    // 16 bytes: the widest access of a GPU up to sm_90
@@ -75,8 +77,10 @@ std::string strides_of(const TensorView& view) {
   return text + ")";
 }
 
-std::string bytes_text(__int128 bytes) {
-  return bytes > INT64_MAX ? "more than 2^63" : std::to_string(static_cast<int64_t>(bytes));
+std::string number_text(double number) {
+  std::array<char, 32> text;
+  std::snprintf(text.data(), text.size(), "%.17g", number);
+  return text.data();
 }
 
 bool is_empty(const TensorView& view) {
@@ -110,28 +114,20 @@ int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
   if (view.rank > kMaxRank) {
     fail("has " + std::to_string(view.rank) + " dimensions: expected at most " + std::to_string(kMaxRank));
   }
-  bool empty = false;
-  const int item = info(view.dtype).size;
-  __int128 bytes = item;
   for (int64_t d = 0; d < view.rank; ++d) {
     if (view.sizes[d] < 0 || view.strides[d] < 0) {
       fail("has a negative size or stride: shape " + shape_of(view) + ", strides " + strides_of(view));
     }
-    empty |= view.sizes[d] == 0;
-    bytes += static_cast<__int128>(view.sizes[d] - 1) * view.strides[d] * item;
-    if (bytes > INT64_MAX) bytes = static_cast<__int128>(INT64_MAX) + 1;
   }
-  if (empty) return 0;
-  if (view.address == 0 || bytes > view.storage_bytes || bytes > static_cast<__int128>(INT64_MAX) ||
+  const int64_t bytes = byte_extent(view);
+  if (bytes == 0) return 0;
+  if (view.address == 0 || bytes > view.storage_bytes || bytes == kTooManyBytes ||
       view.address + static_cast<uint64_t>(bytes) < view.address) {
-    fail("of shape " + shape_of(view) + " and strides " + strides_of(view) + " needs " + bytes_text(bytes) +
-         " bytes of storage but " +
-         (view.storage_bytes == kUnknownStorage || view.address == 0
-              ? "none is there"
-              : std::to_string(std::max<int64_t>(view.storage_bytes, 0)) + " are there") +
-         ": it was freed or resized");
+    const int64_t there = view.address == 0 ? 0 : std::max<int64_t>(view.storage_bytes, 0);
+    fail("of shape " + shape_of(view) + " and strides " + strides_of(view) + " needs " + std::to_string(bytes) +
+         " bytes of storage but " + std::to_string(there) + " are there: it was freed or resized");
   }
-  return static_cast<int64_t>(bytes);
+  return bytes;
 }
 
 // A term of a sum: any whole number from 0 to `most`, times `step`.
@@ -352,6 +348,17 @@ uint64_t divide_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
 const char* dtype_name(DType dtype) { return info(dtype).name; }
 int dtype_size(DType dtype) { return info(dtype).size; }
 
+int64_t byte_extent(const TensorView& view) {
+  const int item = info(view.dtype).size;
+  __int128 elements = 1;
+  for (int64_t d = 0; d < view.rank; ++d) {
+    if (view.sizes[d] <= 0 || view.strides[d] < 0) return 0;
+    elements += static_cast<__int128>(view.sizes[d] - 1) * view.strides[d];
+    if (elements > kTooManyBytes / 16) return kTooManyBytes;
+  }
+  return static_cast<int64_t>(elements) * item;
+}
+
 std::string device_name(const Device& device) {
   switch (device.type) {
     case DeviceType::Cpu: return "cpu";
@@ -379,7 +386,7 @@ void Destinations::bind(std::span<const TensorView> views, std::span<const Fill>
                                    device_name(device_) + ": pass destinations of one device");
     }
     if (!fills_.empty() && fills_[i] && !encode_exactly(*fills_[i], view.dtype)) {
-      throw InvalidInput(pair, "fill " + std::to_string(*fills_[i]) + " cannot be held exactly by the destination's " +
+      throw InvalidInput(pair, "fill " + number_text(*fills_[i]) + " cannot be held exactly by the destination's " +
                                    dtype_name(view.dtype) + ": pass a number that it can hold");
     }
     if (bytes == 0) continue;
@@ -461,7 +468,7 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
     const TensorView& source = sources[i];
     const TensorView& destination = views[i];
     const int64_t source_bytes = check_tensor(pair, "source", source);
-    if (source.device != destination.device) {
+    if (source.device != destination.device && !source.pinned) {
       const bool pageable = source.device.type == DeviceType::Cpu && destination.device.type == DeviceType::Cuda;
       throw InvalidInput(pair, "source is on " + device_name(source.device) + " but the destination is on " +
                                    device_name(destination.device) +
@@ -617,6 +624,14 @@ void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int u
   uint64_t units = columns;
   for (int d = 1; d < rank; ++d) units *= extents[d].size;
   bytes_ += units << unit_log2;
+  if (operation >= Operation::Cast) {
+    const int to = (static_cast<int>(operation) - static_cast<int>(Operation::Cast)) % kCastableDTypes;
+    planned.bytes = units << (width + castable_size_log2(to));
+  } else if (operation == Operation::CopyRagged) {
+    planned.bytes = units / columns * extents[0].size;
+  } else {
+    planned.bytes = units << width;
+  }
 }
 
 // Decides what one warp does of the task and returns the number of its tiles.
@@ -677,6 +692,28 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
     }
   }
   return {launches_.data(), count};
+}
+
+std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
+  std::string text;
+  uint64_t bytes = 0;
+  for (const PlannedTask& planned : tasks_) {
+    if (planned.pair != pair) continue;
+    const Operation operation = planned.task.operation;
+    const std::string unit = std::to_string(1 << planned.task.width);
+    if (!text.empty()) text += " + ";
+    if (operation >= Operation::Cast) {
+      text += "cast by " + unit;
+    } else if (operation == Operation::Fill || operation == Operation::Fill16) {
+      text += "fill by " + unit + " B";
+    } else {
+      text += "copy by " + unit + " B";
+    }
+    if (operation == Operation::CopyRagged) text += ", cut at both ends";
+    if (planned.layout.rank > 1) text += ", strided rows";
+    bytes += planned.bytes;
+  }
+  return {text.empty() ? "nothing to do" : text, bytes};
 }
 
 }  // namespace fused_copy

@@ -6,6 +6,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "copy_task.h"
@@ -26,15 +27,15 @@ struct TensorView {
   const int64_t* sizes;
   const int64_t* strides;
   int64_t rank;
-  int64_t storage_bytes;  // from `address` to the end of the storage, or kUnknownStorage
+  int64_t storage_bytes;  // from `address` to the end of the storage
   DType dtype;
   Device device;
+  bool pinned = false;         // host memory that the destinations' GPU reads at `address`
   bool strided = true;         // false: sparse or another layout that has no strides
   bool lazy = false;           // conjugated or negated on paper: the memory does not hold the values
   bool requires_grad = false;  // and grad mode is on
   bool inference = false;      // an inference tensor outside inference mode, and grad mode is on
 };
-constexpr int64_t kUnknownStorage = INT64_MAX;
 
 // The number that the rest of a destination becomes; none: it stays as it is.
 using Fill = std::optional<double>;
@@ -94,12 +95,16 @@ class LaunchPlanner {
   // InvalidInput.
   std::span<const PlannedLaunch> plan(const Destinations& destinations, std::span<const TensorView> sources);
 
+  // In words, how the last call that was planned writes this pair, and how many bytes.
+  std::pair<std::string, uint64_t> path(int64_t pair) const;
+
  private:
   struct PlannedTask {
     Task task;
     Layout layout;
     int64_t pair;
-    int unit_log2;  // bytes of a column, the larger side's in a cast
+    int unit_log2;   // bytes of a column, the larger side's in a cast
+    uint64_t bytes;  // written
   };
 
   void add_copy(int64_t pair, const TensorView& destination, const TensorView& source);
@@ -119,6 +124,10 @@ class LaunchPlanner {
 
 const char* dtype_name(DType dtype);
 int dtype_size(DType dtype);
+
+// From a tensor's first byte to its last, as far as its sizes and strides tell; INT64_MAX where that
+// overflows, 0 where it is empty or they are negative.
+int64_t byte_extent(const TensorView& view);
 std::string device_name(const Device& device);
 
 }  // namespace fused_copy

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the decode loop (default: %(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU, else cpu")
     parser.set_defaults(run=_demo)
+    commands = parser.add_subparsers(title="commands", metavar="")
+    bench = commands.add_parser(
+        "bench",
+        help="time every way to fill static buffers, side by side",
+        description="Check every way to fill static buffers against copy_, then time them side by side.",
+    )
+    bench.add_argument("--section", metavar="NAME,...", help="host, gpu; default: all that this machine can run")
+    bench.add_argument("--quick", action="store_true", help="few points and samples: a check, not a measurement")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    bench.add_argument(
+        "--commit",
+        metavar="SHA",
+        default=os.environ.get("FUSED_COPY_COMMIT"),
+        help="the measured commit, for the results file (default: $FUSED_COPY_COMMIT)",
+    )
+    bench.set_defaults(run=_bench)
     args = parser.parse_args(argv)
     if args.version:
         print(f"fused-copy {importlib.metadata.version('fused-copy')}")
@@ -49,6 +68,16 @@ def _demo(args: argparse.Namespace) -> int:
         print("fused-copy: --device cuda: this torch sees no GPU", file=sys.stderr)
         return 2
     return demo.run(steps=args.steps, seed=args.seed, device=args.device or ("cuda" if has_gpu else "cpu"))
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("rich") is None:
+        print("fused-copy bench needs rich: pip install 'fused-copy[bench]'", file=sys.stderr)
+        return 2
+    from fused_copy.bench import runner
+
+    sections = args.section.split(",") if args.section else None
+    return runner.run(sections=sections, quick=args.quick, json=args.json, commit=args.commit)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from fused_copy import backends
 from fused_copy._library import _C
 
 Tensors = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
@@ -43,38 +44,32 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         TypeError: an argument is not a tensor, or a fill not a number.
         KeyError: the mappings have different names.
     """
-    names = None
-    if isinstance(dst, Mapping):
-        names = tuple(dst)
-        src = _in_order(names, src, "sources")
-        fill = None if fill is None else _fills_in_order(names, fill)
-        dst = tuple(dst.values())
-    elif isinstance(src, Mapping) or isinstance(fill, Mapping):
-        raise TypeError("fused_copy: sources or fills are a mapping but destinations are not: pass mappings for all")
-    if torch.compiler.is_compiling() or not _C.replay(dst, src, fill, names):
-        torch.ops.fused_copy.replay(dst, src, fill)
+    names, dst, src, fill = in_order(dst, src, fill)
+    if not torch.compiler.is_compiling():
+        if backends.current == "reference":
+            if _C.explain(dst, src, fill, names) is not None:
+                backends.copy_each(dst, src, fill)
+                return
+        elif _C.replay(dst, src, fill, names):
+            return
+    torch.ops.fused_copy.replay(dst, src, fill)
 
 
-def _in_order(names: tuple[str, ...], tensors: Tensors, role: str) -> Sequence[torch.Tensor]:
-    if not isinstance(tensors, Mapping):
-        raise TypeError(
-            f"fused_copy: destinations are a mapping but {role} are not: pass a mapping with the same names"
-        )
-    if tensors.keys() != set(names):
-        missing = [name for name in names if name not in tensors]
-        unknown = [name for name in tensors if name not in names]
-        raise KeyError(
-            f"fused_copy: {role} lack {missing} and have unknown {unknown}: expected the names {list(names)}"
-        )
-    return [tensors[name] for name in names]
-
-
-def _fills_in_order(names: tuple[str, ...], fill: Fills) -> list[float | None]:
-    if not isinstance(fill, Mapping):
-        raise TypeError("fused_copy: destinations are a mapping but fills are not: pass a mapping of names to numbers")
-    if unknown := [name for name in fill if name not in names]:
-        raise KeyError(f"fused_copy: fills have unknown {unknown}: expected names among {list(names)}")
-    return [fill.get(name) for name in names]
+def in_order(
+    dst: Tensors, src: Tensors, fill: Fills | None
+) -> tuple[tuple[str, ...] | None, Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[float | None] | None]:
+    """The names, if the destinations are a mapping, and all arguments as sequences in its order."""
+    if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
+        return None, dst, src, fill  # type: ignore[return-value]  # the binary refuses mappings here
+    names = tuple(dst)
+    if not isinstance(src, Mapping) or not isinstance(fill, Mapping | None):
+        raise TypeError("fused_copy: destinations are a mapping: pass mappings with their names for sources and fills")
+    if missing := [name for name in names if name not in src]:
+        raise KeyError(f"fused_copy: no source for {missing}: expected one for each of {list(names)}")
+    if unknown := [name for name in (*src, *(fill or ())) if name not in dst]:
+        raise KeyError(f"fused_copy: no destination is named {unknown}: expected names among {list(names)}")
+    fills = None if fill is None else [fill.get(name) for name in names]
+    return names, list(dst.values()), [src[name] for name in names], fills
 
 
 @torch.library.register_fake("fused_copy::replay")

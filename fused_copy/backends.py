@@ -1,0 +1,74 @@
+"""Which code copies: this package's, or torch's own operators for comparison."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["fused", "reference"]
+
+_RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _checked(name: str) -> Backend:
+    if name not in get_args(Backend):
+        raise ValueError(f"fused_copy: backend is {name!r}: expected one of {get_args(Backend)}")
+    return name  # type: ignore[return-value]
+
+
+current: Backend = _checked(os.environ.get("FUSED_COPY_BACKEND", "fused"))
+
+
+class backend:
+    """Sets what :func:`fused_copy.replay` and plans use in this process, from here on or within a ``with`` block.
+
+    ``"fused"`` is one launch. ``"reference"`` makes the same checks and then runs one ``copy_``, and what ``fill_`` it
+    takes, for each pair: the same result from torch's own operators, for A/B runs. The environment variable
+    ``FUSED_COPY_BACKEND`` gives the one to begin with. ``torch.ops.fused_copy.replay`` itself is always fused.
+
+    Raises:
+        ValueError: the name is neither.
+    """
+
+    def __init__(self, name: Backend) -> None:
+        global current
+        self._previous = current
+        current = _checked(name)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        global current
+        current = self._previous
+
+
+def copy_each(
+    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None = None
+) -> None:
+    """The reference, for arguments that were checked: a copy for each pair, a fill for each box around its corner."""
+    for destination, source, number in zip(dst, src, fill or [None] * len(dst), strict=True):
+        corner = destination[tuple(slice(0, size) for size in source.shape)]
+        if source.dtype == destination.dtype:
+            _raw(corner).copy_(_raw(source), non_blocking=True)
+        else:
+            # A bool's byte may be any; torch's casts take it for 0 or 1.
+            corner.copy_(_raw(source) != 0 if source.dtype == torch.bool else source, non_blocking=True)
+        if number is None:
+            continue
+        for edge, size in enumerate(source.shape):
+            box = destination[(*(slice(0, n) for n in source.shape[:edge]), slice(size, None))]
+            if destination.dtype == torch.complex128:
+                box.fill_(number)
+            else:
+                _raw(box).fill_(_raw(torch.tensor(number, dtype=destination.dtype)).item())
+
+
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    # torch's copy_ and fill_ normalize bools, and lack some of the rarer dtypes.
+    if tensor.itemsize == 16:
+        return torch.view_as_real(tensor).view(torch.int64)
+    return tensor.view(_RAW_DTYPES[tensor.itemsize])

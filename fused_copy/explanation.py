@@ -1,0 +1,88 @@
+"""What a call would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fused_copy._library import _C
+from fused_copy.ops import Fills, Tensors, in_order
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """How one pair is written. Shapes are in elements; ``bytes`` is what is written, fill included."""
+
+    index: int
+    name: str | None
+    src_shape: tuple[int, ...]
+    dst_shape: tuple[int, ...]
+    src_dtype: torch.dtype
+    dst_dtype: torch.dtype
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would do. ``parameter_bytes`` has one entry for each launch; ``str()`` gives a table."""
+
+    device: torch.device | None
+    parameter_bytes: tuple[int, ...]
+    pairs: tuple[PairPlan, ...]
+
+    @property
+    def launches(self) -> int:
+        return len(self.parameter_bytes)
+
+    @property
+    def bytes(self) -> int:
+        return sum(pair.bytes for pair in self.pairs)
+
+    def __str__(self) -> str:
+        header = ("pair", "source", "destination", "bytes", "path")
+        rows = [
+            (
+                str(pair.index) if pair.name is None else f"{pair.index} {pair.name}",
+                f"{_short(pair.src_dtype)}{list(pair.src_shape)}",
+                f"{_short(pair.dst_dtype)}{list(pair.dst_shape)}",
+                f"{pair.bytes:,}",
+                pair.path,
+            )
+            for pair in self.pairs
+        ]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
+        ]
+        launches = f"{self.launches} launch{'' if self.launches == 1 else 'es'} on {self.device}, {self.bytes:,} bytes"
+        parameters = f", parameters {' + '.join(map(str, self.parameter_bytes))} bytes" if self.launches else ""
+        return "\n".join([launches + parameters, *lines])
+
+
+def explain(dst: Tensors, src: Tensors, fill: Fills | None = None) -> Explanation:
+    """What :func:`fused_copy.replay` would do with these arguments, which it also checks. Nothing is written.
+
+    Raises:
+        RuntimeError, TypeError, KeyError: as :func:`fused_copy.replay`.
+        TypeError: a tensor is a subclass or fake, or is being traced: the dispatcher decides what becomes of those.
+    """
+    names, dst, src, fill = in_order(dst, src, fill)
+    plan = _C.explain(dst, src, fill, names)
+    if plan is None:
+        raise TypeError("fused_copy: explain needs plain tensors: got a subclass, a fake tensor, a mode or a transform")
+    parameter_bytes, paths = plan
+    return Explanation(
+        device=dst[0].device if len(dst) else None,
+        parameter_bytes=tuple(parameter_bytes),
+        pairs=tuple(
+            PairPlan(i, names[i] if names else None, tuple(s.shape), tuple(d.shape), s.dtype, d.dtype, path, size)
+            for i, (d, s, (path, size)) in enumerate(zip(dst, src, paths, strict=True))
+        ),
+    )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
