@@ -16,6 +16,9 @@ void run_on_cpu(std::span<const PlannedLaunch> launches);
 // where CUDA refuses; a refused launch leaves no error behind.
 void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index);
 
+// Launches a kernel that does nothing, for benchmarks to compare with.
+void launch_nothing(int device_index);
+
 // Whether the build had nvcc.
 extern const bool kHasGpuCode;
 
@@ -45,5 +48,19 @@ class GpuEvent {
 
 // Marks where the stream's work ends now; none while it is being captured.
 std::optional<GpuEvent> record_event(void* stream, int device_index);
+
+bool is_capturing(int device_index);
+
+struct CapturedLaunch {
+  void* graph;
+  void* node;
+};
+
+// Records a launch, or one that copies nothing, in the capture under way on the device's current stream.
+CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index);
+
+// Makes a node launch this, or nothing: in an executable graph, or for graphs yet to be instantiated where that is
+// null.
+void set_node(void* executable, void* node, const PlannedLaunch* launch, int device_index);
 
 }  // namespace fused_copy

@@ -2,6 +2,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -287,6 +288,22 @@ void check(cudaError_t error, const char* what) {
                            cudaGetErrorString(error));
 }
 
+uint32_t blocks_of(const PlannedLaunch& launch) {
+  return std::max((launch.header().tiles + kBlockWarps - 1) / kBlockWarps, 1u);
+}
+
+void enqueue(const PlannedLaunch& launch, cudaStream_t stream) {
+  void* arguments[] = {const_cast<uint64_t*>(launch.params.words)};
+  check(cudaLaunchKernel(kernel_for(launch), dim3(blocks_of(launch)), dim3(kBlockThreads), arguments, 0, stream),
+        "the launch");
+}
+
+// A kernel that finds no tile.
+const PlannedLaunch& empty_launch() {
+  static const PlannedLaunch launch{{}, kHeaderWords};
+  return launch;
+}
+
 // Makes a device current for a scope.
 class DeviceGuard {
  public:
@@ -316,10 +333,54 @@ extern const bool kHasGpuCode = true;
 void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index) {
   const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
   const DeviceGuard guard(device_index);
-  for (const PlannedLaunch& launch : launches) {
-    const uint32_t blocks = (launch.header().tiles + kBlockWarps - 1) / kBlockWarps;
-    void* arguments[] = {const_cast<uint64_t*>(launch.params.words)};
-    check(cudaLaunchKernel(kernel_for(launch), dim3(blocks), dim3(kBlockThreads), arguments, 0, stream), "the launch");
+  for (const PlannedLaunch& launch : launches) enqueue(launch, stream);
+}
+
+void launch_nothing(int device_index) { launch_on_gpu({&empty_launch(), 1}, device_index); }
+
+bool is_capturing(int device_index) {
+  cudaStreamCaptureStatus status;
+  const DeviceGuard guard(device_index);
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(current_stream(device_index)), &status),
+        "cudaStreamIsCapturing");
+  return status == cudaStreamCaptureStatusActive;
+}
+
+CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index) {
+  const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
+  const DeviceGuard guard(device_index);
+  enqueue(launch ? *launch : empty_launch(), stream);
+  cudaStreamCaptureStatus status;
+  cudaGraph_t graph;
+  const cudaGraphNode_t* last_nodes;
+  size_t count;
+#if CUDART_VERSION >= 13000
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, nullptr, &graph, &last_nodes, nullptr, &count);
+#else
+  const cudaError_t error = cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, &graph, &last_nodes, &count);
+#endif
+  check(error, "cudaStreamGetCaptureInfo");
+  if (status != cudaStreamCaptureStatusActive || count != 1) {
+    throw std::runtime_error("fused_copy: the capture ended or was invalidated while the copy was recorded");
+  }
+  return {graph, last_nodes[0]};
+}
+
+void set_node(void* executable, void* node, const PlannedLaunch* launch, int device_index) {
+  const PlannedLaunch& set = launch ? *launch : empty_launch();
+  const DeviceGuard guard(device_index);
+  void* arguments[] = {const_cast<uint64_t*>(set.params.words)};
+  cudaKernelNodeParams params{};
+  params.func = const_cast<void*>(kernel_for(set));
+  params.gridDim = dim3(blocks_of(set));
+  params.blockDim = dim3(kBlockThreads);
+  params.kernelParams = arguments;
+  const auto graph_node = static_cast<cudaGraphNode_t>(node);
+  if (executable != nullptr) {
+    check(cudaGraphExecKernelNodeSetParams(static_cast<cudaGraphExec_t>(executable), graph_node, &params),
+          "cudaGraphExecKernelNodeSetParams");
+  } else {
+    check(cudaGraphKernelNodeSetParams(graph_node, &params), "cudaGraphKernelNodeSetParams");
   }
 }
 

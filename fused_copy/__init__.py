@@ -4,5 +4,6 @@ from fused_copy._version import __version__
 from fused_copy.backends import backend
 from fused_copy.explanation import Explanation, explain
 from fused_copy.ops import replay
+from fused_copy.plan import GraphCopy, Plan
 
-__all__ = ["Explanation", "__version__", "backend", "explain", "replay"]
+__all__ = ["Explanation", "GraphCopy", "Plan", "__version__", "backend", "explain", "replay"]

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 
 import torch
 
+from fused_copy._library import _C
+
 Backend = Literal["fused", "reference"]
 
 _RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -20,7 +22,14 @@ def _checked(name: str) -> Backend:
     return name  # type: ignore[return-value]
 
 
-current: Backend = _checked(os.environ.get("FUSED_COPY_BACKEND", "fused"))
+def _use(name: Backend) -> None:
+    global current
+    current = name
+    _C.use_reference(name == "reference")
+
+
+current: Backend
+_use(_checked(os.environ.get("FUSED_COPY_BACKEND", "fused")))
 
 
 class backend:
@@ -35,15 +44,13 @@ class backend:
     """
 
     def __init__(self, name: Backend) -> None:
-        global current
         self._previous = current
-        current = _checked(name)
+        _use(_checked(name))
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        global current
-        current = self._previous
+        _use(self._previous)
 
 
 def copy_each(

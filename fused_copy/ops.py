@@ -45,31 +45,60 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         KeyError: the mappings have different names.
     """
     names, dst, src, fill = in_order(dst, src, fill)
-    if not torch.compiler.is_compiling():
-        if backends.current == "reference":
-            if _C.explain(dst, src, fill, names) is not None:
-                backends.copy_each(dst, src, fill)
-                return
-        elif _C.replay(dst, src, fill, names):
-            return
-    torch.ops.fused_copy.replay(dst, src, fill)
+    if torch.compiler.is_compiling() or not _C.replay(dst, src, fill, names):
+        replay_elsewhere(dst, src, fill, names)
+
+
+def replay_elsewhere(
+    dst: Sequence[torch.Tensor],
+    src: Sequence[torch.Tensor],
+    fill: Sequence[float | None] | None,
+    names: tuple[str, ...] | None,
+) -> None:
+    """For calls that the binary's fast door does not take."""
+    if (
+        not torch.compiler.is_compiling()
+        and backends.current == "reference"
+        and _C.explain(dst, src, fill, names) is not None
+    ):
+        backends.copy_each(dst, src, fill)
+    else:
+        torch.ops.fused_copy.replay(dst, src, fill)
 
 
 def in_order(
     dst: Tensors, src: Tensors, fill: Fills | None
 ) -> tuple[tuple[str, ...] | None, Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[float | None] | None]:
     """The names, if the destinations are a mapping, and all arguments as sequences in its order."""
-    if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
-        return None, dst, src, fill  # type: ignore[return-value]  # the binary refuses mappings here
-    names = tuple(dst)
-    if not isinstance(src, Mapping) or not isinstance(fill, Mapping | None):
-        raise TypeError("fused_copy: destinations are a mapping: pass mappings with their names for sources and fills")
+    names, destinations, fills = bound_in_order(dst, fill)
+    if names is None:
+        return None, destinations, src, fills  # type: ignore[return-value]  # the binary refuses a mapping here
+    if not isinstance(src, Mapping):
+        raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
     if missing := [name for name in names if name not in src]:
         raise KeyError(f"fused_copy: no source for {missing}: expected one for each of {list(names)}")
-    if unknown := [name for name in (*src, *(fill or ())) if name not in dst]:
-        raise KeyError(f"fused_copy: no destination is named {unknown}: expected names among {list(names)}")
-    fills = None if fill is None else [fill.get(name) for name in names]
-    return names, list(dst.values()), [src[name] for name in names], fills
+    _check_names("source", src, names)
+    return names, destinations, [src[name] for name in names], fills
+
+
+def bound_in_order(
+    dst: Tensors, fill: Fills | None
+) -> tuple[tuple[str, ...] | None, Sequence[torch.Tensor], Sequence[float | None] | None]:
+    """The part of a call's arguments that a plan binds, as :func:`in_order`."""
+    if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
+        return None, dst, fill  # type: ignore[return-value]  # the binary refuses a mapping here
+    names = tuple(dst)
+    if fill is None:
+        return names, list(dst.values()), None
+    if not isinstance(fill, Mapping):
+        raise TypeError("fused_copy: destinations are a mapping: pass a mapping of their names to numbers for fills")
+    _check_names("fill", fill, names)
+    return names, list(dst.values()), [fill.get(name) for name in names]
+
+
+def _check_names(role: str, given: Mapping[str, object], names: tuple[str, ...]) -> None:
+    if unknown := [name for name in given if name not in names]:
+        raise KeyError(f"fused_copy: {role} for {unknown}, which no destination is named: expected {list(names)}")
 
 
 @torch.library.register_fake("fused_copy::replay")

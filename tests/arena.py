@@ -137,6 +137,27 @@ def _draw(alphabet: Sequence[int], n: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.asarray(alphabet, dtype=np.uint8)[picks])
 
 
+def encoded(number: float, dtype: torch.dtype) -> torch.Tensor:
+    """The bytes of a number, as torch writes them: with an imaginary part of zero in a complex dtype."""
+    if not dtype.is_floating_point and not dtype.is_complex:
+        number = int(number)  # torch makes no unsigned integers of floats
+    return torch.tensor([number], dtype=dtype).view(torch.uint8)
+
+
+def _castable(run: torch.Tensor, src: torch.dtype, dst: torch.dtype) -> torch.Tensor:
+    """Bytes of elements whose cast is defined. Beyond an integer's range the cast of a float is anybody's guess, and so
+    are the bits of a NaN: torch's own vector code and scalar code differ there."""
+    values = run.clone().view(src)
+    if not src.is_floating_point:
+        return run
+    if dst.is_floating_point or dst == torch.bool:
+        return torch.where(values.isnan(), torch.tensor(-0.0, dtype=src), values).view(torch.uint8)
+    limits = torch.iinfo(dst)
+    low, high = max(limits.min, -60_000), min(limits.max, 60_000)  # as far as a float16 goes
+    share = run.view(-1, src.itemsize).sum(1, dtype=torch.float64) / (255 * src.itemsize)
+    return (low + share * (high - low)).to(src).clamp(low, high).view(torch.uint8)
+
+
 class Arena:
     """Tensors for a list of pairs (`dst`, `src`, `fill`), and `check()`: were they copied as the contract says?"""
 
@@ -183,8 +204,14 @@ class Arena:
 
     def rewrite_sources(self, seed: int) -> None:
         """Other contents at the same addresses."""
-        for k, region in enumerate(self._src):
-            region.write(_draw(self.source_bytes, region.buffer.numel(), seed=1000 * seed + k + 1))
+        for k, (region, members) in enumerate(zip(self._src, (self._on_device, self._on_host), strict=False)):
+            host = _draw(self.source_bytes, region.buffer.numel(), seed=1000 * seed + k + 1)
+            for start, i in zip(region.starts, members, strict=True):
+                pair = self.pairs[i]
+                if pair.src.dtype != pair.dst.dtype:
+                    run = host[start : start + pair.src.nbytes]
+                    run.copy_(_castable(run, pair.src.dtype, pair.dst.dtype))
+            region.write(host)
 
     def expected(self) -> torch.Tensor:
         """The destination arena's bytes as they must be after one replay of all pairs."""
@@ -193,7 +220,7 @@ class Arena:
             region, k = self._source_of[i]
             whole = elements(out, self._dst.starts[i], pair.dst)
             if pair.fill is not None:
-                whole.copy_(torch.full((1,), pair.fill, dtype=pair.dst.dtype).view(torch.uint8))
+                whole.copy_(encoded(pair.fill, pair.dst.dtype))
             corner = tuple(slice(0, n) for n in pair.src.size)
             whole[corner].copy_(self._converted(elements(region.host, region.starts[k], pair.src), pair))
         return out
@@ -202,8 +229,15 @@ class Arena:
         """The source's bytes in the destination's dtype: bit for bit, or as `Tensor.copy_` converts on this device."""
         if pair.src.dtype == pair.dst.dtype:
             return raw
+        if pair.src.dtype == torch.bool:
+            raw = (raw != 0).to(torch.uint8)  # a bool's byte may be any; its value is false or true
         values = raw.clone(memory_format=torch.contiguous_format).view(pair.src.dtype).to(self.device)
         return torch.empty_like(values, dtype=pair.dst.dtype).copy_(values).cpu().view(torch.uint8)
+
+    def found(self) -> list[torch.Tensor]:
+        """The destinations' elements as bytes, gaps between them left out."""
+        host = self._dst.buffer.cpu()
+        return [elements(host, start, side) for start, side in zip(self._dst.starts, self._dst.sides, strict=True)]
 
     def check(self) -> None:
         """Every byte of every arena: the corners hold the sources, nothing else moved, the sources are as they were."""
@@ -218,8 +252,10 @@ class Arena:
 
 def replay_in_calls(arena: Arena, replay: Callable[..., None], pairs_per_call: int = 96) -> None:
     """All pairs of the arena, in as many calls as it takes to keep each list within one launch."""
+    dst, src, fill = arena.dst, arena.src, arena.fill
     for i in range(0, len(arena.pairs), pairs_per_call):
-        replay(arena.dst[i : i + pairs_per_call], arena.src[i : i + pairs_per_call])
+        call = slice(i, i + pairs_per_call)
+        replay(dst[call], src[call], *([] if fill is None else [fill[call]]))
 
 
 def dense(size: Sequence[int]) -> tuple[int, ...]:

@@ -41,8 +41,22 @@ OP = Entry("op", torch.ops.fused_copy.replay, tells_why=TORCH >= (2, 13))
 PYTHON = Entry("python", fused_copy.replay, tells_why=True)
 
 
+def through_reference(dst, src, fill=None) -> None:
+    with fused_copy.backend("reference"):
+        fused_copy.replay(dst, src, fill)
+
+
+REFERENCE = Entry("reference", through_reference, tells_why=True)
+
+
 @pytest.fixture(scope="session", params=[OP, PYTHON], ids=lambda e: e.name)
 def entry(request: pytest.FixtureRequest) -> Entry:
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[OP, PYTHON, REFERENCE], ids=lambda e: e.name)
+def any_entry(request: pytest.FixtureRequest) -> Entry:
+    """Where the operators of torch that the reference is made of must show the same."""
     return request.param
 
 

@@ -1,0 +1,200 @@
+#include "plan.h"
+
+#include <cstring>
+
+namespace fused_copy {
+namespace {
+
+// Runs a body that may throw within a function of Python's C API.
+template <class Body>
+PyObject* translate_errors(Body body) {
+  try {
+    return body();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+// A callable whose self is a capsule that shares the ownership of `object`.
+template <class T>
+py::object bind(const std::shared_ptr<T>& object, PyMethodDef* method) {
+  using Shared = std::shared_ptr<T>;
+  const py::capsule self(new Shared(object), [](void* shared) { delete static_cast<Shared*>(shared); });
+  return py::reinterpret_steal<py::object>(PyCFunction_New(method, self.ptr()));
+}
+
+template <class T>
+T& self_of(PyObject* capsule) {
+  return **static_cast<std::shared_ptr<T>*>(PyCapsule_GetPointer(capsule, nullptr));
+}
+
+PyObject* call_replay(PyObject* self, PyObject* const* sources, Py_ssize_t count) {
+  return translate_errors(
+      [&] { return PyBool_FromLong(self_of<BoundPlan>(self).replay({sources, static_cast<size_t>(count)})); });
+}
+
+PyObject* call_update(PyObject* self, PyObject* const* sources, Py_ssize_t count) {
+  return translate_errors([&] {
+    self_of<GraphCopy>(self).update({sources, static_cast<size_t>(count)});
+    return Py_NewRef(Py_None);
+  });
+}
+
+PyMethodDef replay_method = {"replay", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_replay)),
+                             METH_FASTCALL, "replay(*sources) -> bool"};
+PyMethodDef update_method = {"update", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_update)),
+                             METH_FASTCALL, "update(*sources) -> None: the graph's next launches copy these sources."};
+
+TensorSpan items_of(const py::tuple& tuple) { return {PySequence_Fast_ITEMS(tuple.ptr()), tuple.size()}; }
+
+// The pointer that a method of CUDAGraph returns as an integer; null where it raises, whose text then goes to
+// `refusal`.
+void* graph_pointer(PyObject* method, const py::object& graph, std::string* refusal = nullptr) {
+  try {
+    return PyLong_AsVoidPtr(call(method, graph.ptr()).ptr());
+  } catch (const py::error_already_set& error) {
+    if (refusal) *refusal = error.what();
+    return nullptr;
+  }
+}
+
+constexpr const char* kPlainSources =
+    "fused_copy: sources in a graph must be plain tensors, not subclasses or fake ones";
+
+}  // namespace
+
+BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names)
+    : destinations_(std::move(destinations)), names_(std::move(names)) {
+  std::vector<TensorView> views;
+  if (!read_tensors(items_of(destinations_), "destination", names_, views) || is_intercepted()) throw NotPlain();
+  read_autograd(items_of(destinations_), views);
+  size_t numbers = 0;
+  for (const TensorView& view : views) numbers += 2 * view.rank;
+  shapes_.reserve(numbers);
+  const auto copy_of = [&](const int64_t* values, int64_t count) {
+    shapes_.insert(shapes_.end(), values, values + count);
+    return shapes_.data() + shapes_.size() - count;
+  };
+  for (TensorView& view : views) {
+    view.sizes = copy_of(view.sizes, view.rank);
+    view.strides = copy_of(view.strides, view.rank);
+  }
+  const std::vector<Fill> fills = read_fills(fill, names_);
+  try {
+    bound_.bind(views, fills);
+  } catch (const InvalidInput& error) {
+    throw std::runtime_error(describe(error, name_of(names_, error.pair)));
+  }
+}
+
+void BoundPlan::check_autograd() const {
+  std::vector<TensorView> views(bound_.views().begin(), bound_.views().end());
+  read_autograd(items_of(destinations_), views);
+  Destinations().bind(views, {});
+}
+
+std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {
+  if (!read_tensors(sources, "source", names_, work.source_views) || is_intercepted()) return std::nullopt;
+  try {
+    if (aoti_torch_grad_mode_is_enabled()) check_autograd();
+    locate_pinned(bound_.views(), work.source_views);
+    return work.planner.plan(bound_, work.source_views);
+  } catch (const InvalidInput& error) {
+    throw std::runtime_error(describe(error, name_of(names_, error.pair)));
+  }
+}
+
+bool BoundPlan::replay(TensorSpan sources) const {
+  if (use_reference) return false;
+  BorrowedWorkspace work;
+  const auto launches = plan(sources, *work);
+  if (!launches) return false;
+  if (aoti_torch_grad_mode_is_enabled()) call(torch_api.increment_version, destinations_.ptr());
+  run_call(*launches, device(), work->source_views,
+           [&](size_t i) { return own_handle(BorrowedHandle(sources[i]).get()); });
+  return true;
+}
+
+std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, py::object graph, py::tuple sources) {
+  const Device device = plan->device();
+  if (device.type != DeviceType::Cuda) {
+    throw std::runtime_error("fused_copy: capture needs destinations on a GPU: these are on " + device_name(device));
+  }
+  std::string refusal;
+  if (graph_pointer(torch_api.graph, graph, &refusal) != nullptr) {
+    throw std::runtime_error("fused_copy: the graph was captured already: call capture within torch.cuda.graph(graph)");
+  }
+  if (refusal.find("keep_graph") != std::string::npos) {
+    throw std::runtime_error(
+        "fused_copy: the graph does not keep its nodes for updates: make it with "
+        "torch.cuda.CUDAGraph(keep_graph=True)");
+  }
+  if (!is_capturing(device.index)) {
+    throw std::runtime_error("fused_copy: the current stream of " + device_name(device) +
+                             " is not capturing: call capture within torch.cuda.graph(graph)");
+  }
+  BorrowedWorkspace work;
+  const TensorSpan items = items_of(sources);
+  const auto launches = plan->plan(items, *work);
+  if (!launches) throw py::type_error(kPlainSources);
+  const std::shared_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), std::move(graph), sources));
+  // A copy of nothing is recorded too, so that an update can make it one of something.
+  for (size_t i = 0; i < std::max<size_t>(launches->size(), 1); ++i) {
+    const CapturedLaunch captured = capture_launch(i < launches->size() ? &(*launches)[i] : nullptr, device.index);
+    copy->captured_graph_ = captured.graph;
+    copy->nodes_.push_back(captured.node);
+  }
+  return copy;
+}
+
+void GraphCopy::update(TensorSpan sources) {
+  BorrowedWorkspace work;
+  const auto launches = plan_->plan(sources, *work);
+  if (!launches) throw py::type_error(kPlainSources);
+  if (launches->size() > nodes_.size()) {
+    throw std::runtime_error("fused_copy: these sources need " + std::to_string(launches->size()) +
+                             " launches but the graph holds " + std::to_string(nodes_.size()) +
+                             ": capture the copy with sources that need as many");
+  }
+  void* executable = graph_pointer(torch_api.graph_exec, graph_);
+  if (executable == nullptr || executable != executable_) {
+    void* graph = graph_pointer(torch_api.graph, graph_);
+    if (graph == nullptr) {
+      throw std::runtime_error(
+          "fused_copy: the graph has no nodes to update: it is still being captured, or it was reset");
+    }
+    if (graph != captured_graph_) {
+      throw std::runtime_error("fused_copy: the copy was not captured in this graph, or the graph was captured anew");
+    }
+  }
+  executable_ = executable;
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    // Before the graph is instantiated, its own node takes the parameters, and the instance will have them.
+    set_node(executable, nodes_[i], i < launches->size() ? &(*launches)[i] : nullptr, plan_->device().index);
+  }
+  hold(sources, *work);
+}
+
+void GraphCopy::hold(TensorSpan sources, const Workspace& work) {
+  release_pinned();
+  sources_.resize(sources.size());
+  for (size_t i = 0; i < sources.size(); ++i) {
+    sources_[i] = py::reinterpret_borrow<py::object>(sources[i]);
+    if (work.source_views[i].pinned) pinned_.push_back(own_handle(BorrowedHandle(sources[i]).get()));
+  }
+}
+
+void GraphCopy::release_pinned() {
+  // Launches of the graph that are under way still read them.
+  if (!pinned_.empty()) keep_until_done(plan_->device().index, std::exchange(pinned_, {}));
+}
+
+py::object bind_replay(const std::shared_ptr<BoundPlan>& plan) { return bind(plan, &replay_method); }
+py::object bind_update(const std::shared_ptr<GraphCopy>& copy) { return bind(copy, &update_method); }
+
+}  // namespace fused_copy

@@ -1,0 +1,121 @@
+"""How the benchmark measures: host time between synchronizations, GPU time of many calls in one CUDA graph.
+
+Both take several calls that do the same on different tensors and make them in turn, so that no time rests on sources
+that are always the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice, pairwise
+
+import torch
+
+Call = Callable[[], object]
+
+LAUNCHES_PER_BATCH = 512
+"""Half of the launches that a stream takes before the next one waits for the GPU."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one call in us: each sample is the mean over a batch of calls."""
+
+    samples: tuple[float, ...] = ()
+
+    def __add__(self, other: Timing) -> Timing:
+        return Timing(self.samples + other.samples)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def p10(self) -> float:
+        return self._quantile(0.1)
+
+    @property
+    def p90(self) -> float:
+        return self._quantile(0.9)
+
+    def _quantile(self, q: float) -> float:
+        return sorted(self.samples)[round(q * (len(self.samples) - 1))]
+
+
+def host_us(calls: Sequence[Call], *, launches: int = 1, batches: int = 40, warm_up: int = 2) -> Timing:
+    """Host time of one call, one sample for each batch.
+
+    A batch has up to 32 calls, fewer where one call makes many ``launches``: a call that met a full launch queue would
+    wait for the GPU. The loop and a ``functools.partial`` take about 0.05 us of each call and are not subtracted.
+    """
+    size = max(1, min(32, LAUNCHES_PER_BATCH // max(1, launches)))
+    turns = cycle(calls)
+    samples = []
+    with _gc_off():
+        for _ in range(warm_up + batches):
+            batch = list(islice(turns, size))
+            _synchronize()
+            start = time.perf_counter_ns()
+            for call in batch:
+                call()
+            samples.append((time.perf_counter_ns() - start) / (1e3 * size))
+        _synchronize()
+    return Timing(tuple(samples[warm_up:]))
+
+
+def gpu_us(calls: Sequence[Call], *, per_graph: int = 256, replays: int = 20) -> Timing:
+    """GPU time of one call, one sample for each replay of a graph of at most ``per_graph`` calls, all ``calls`` alike.
+
+    The calls must have run before: what they load or compile on first use cannot be captured.
+    """
+    per_graph = len(calls) * max(1, per_graph // len(calls))
+    graph = capture(islice(cycle(calls), per_graph))
+    events = [torch.Event("cuda", enable_timing=True) for _ in range(replays + 1)]
+    graph.replay()  # keeps the GPU busy while the host enqueues the timed ones
+    events[0].record()
+    for event in events[1:]:
+        graph.replay()
+        event.record()
+    events[-1].synchronize()
+    return Timing(tuple(start.elapsed_time(end) * 1e3 / per_graph for start, end in pairwise(events)))
+
+
+def capture(calls: Iterable[Call]) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of the calls, one after the other."""
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def launches(call: Call) -> int:
+    """The kernels, memcpys and memsets that one call enqueues: the nodes of its graph."""
+    graph = capture([call])
+    nodes = ctypes.c_size_t()
+    raw_graph = ctypes.c_void_p(graph.raw_cuda_graph())
+    if error := ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(raw_graph, None, ctypes.byref(nodes)):
+        raise RuntimeError(f"cuGraphGetNodes failed with error {error}")
+    return nodes.value
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def _gc_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,103 @@
+"""Destinations bound once, and their copy inside a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fused_copy._library import _C
+from fused_copy.ops import Fills, Tensors, bound_in_order, replay_elsewhere
+
+
+class Plan:
+    """Static buffers, checked and held once, so that a call only reads its sources.
+
+    Args:
+        dst: the static buffers, as for :func:`fused_copy.replay`: a sequence, or a mapping whose names then appear in
+            errors. Their memory, shapes and strides are frozen: do not resize them afterwards.
+        fill: as for :func:`fused_copy.replay`.
+
+    A plan may be shared by threads. Fake tensors, subclasses and code under ``torch.compile`` go through
+    ``torch.ops.fused_copy.replay``.
+
+    Raises:
+        RuntimeError, TypeError, KeyError: as :func:`fused_copy.replay`, for what concerns the destinations alone.
+    """
+
+    def __init__(self, dst: Tensors, fill: Fills | None = None) -> None:
+        names, destinations, fills = bound_in_order(dst, fill)
+        self.names = names
+        self.destinations = tuple(destinations)
+        self.fill = None if fills is None else tuple(fills)
+        self._bound = None if torch.compiler.is_compiling() else _C.bind(self.destinations, self.fill, names)
+        self._replay = _is_for_the_dispatcher if self._bound is None else self._bound.replay
+
+    def replay(self, *sources: torch.Tensor) -> None:
+        """Copies every source into the leading corner of its destination, in the destinations' order, in one launch.
+
+        Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`.
+        """
+        if torch.compiler.is_compiling() or not self._replay(*sources):
+            replay_elsewhere(self.destinations, sources, self.fill, self.names)
+
+    def capture(self, graph: torch.cuda.CUDAGraph, *sources: torch.Tensor) -> GraphCopy:
+        """Records the copy as a node of the graph that is being captured on the destinations' device's current stream.
+
+        Args:
+            graph: the graph under capture, made with ``keep_graph=True``.
+            sources: as for :meth:`replay`. The graph copies these until :meth:`GraphCopy.update` names others. They are
+                held for the copy's life, as a graph that is instantiated anew begins with them.
+
+        Raises:
+            RuntimeError: as :meth:`replay`; the destinations are not on a GPU; the stream is not capturing; the graph was
+                not made with ``keep_graph=True``.
+            TypeError: the graph is no ``torch.cuda.CUDAGraph``, or destinations or sources are not plain tensors.
+        """
+        if not isinstance(graph, torch.cuda.CUDAGraph):
+            raise TypeError(f"fused_copy: graph is {type(graph).__name__}: expected a torch.cuda.CUDAGraph")
+        if self._bound is None:
+            raise TypeError("fused_copy: capture needs plain destinations, not subclasses or fake tensors")
+        return GraphCopy(self, self._bound.capture(graph, sources))
+
+    def __repr__(self) -> str:
+        device = self.destinations[0].device if self.destinations else "no device"
+        rows = [
+            (
+                str(i) if self.names is None else self.names[i],
+                f"{str(buffer.dtype).removeprefix('torch.')}{list(buffer.shape)}",
+                "" if buffer.is_contiguous() else f"strides {tuple(buffer.stride())}",
+                "" if self.fill is None or self.fill[i] is None else f"fill {self.fill[i]:g}",
+            )
+            for i, buffer in enumerate(self.destinations)
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n  ".join([f"fused_copy.Plan of {len(rows)} destinations on {device}", *lines])
+
+
+class GraphCopy:
+    """A plan's copy inside a CUDA graph. Made by :meth:`Plan.capture`.
+
+    ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes, strides and dtypes, as
+    far as the plan allows. It launches nothing and does not wait; launches already enqueued keep the sources they had. The
+    sources are held until the next update. A refused update leaves the graph as it was.
+
+    ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph holds,
+    while the graph is still being captured, and after it was reset; TypeError where a source is not a plain tensor. Two
+    threads must not update, or update and launch, one graph at the same time.
+    """
+
+    update: Callable[..., None]
+
+    def __init__(self, plan: Plan, bound: _C.BoundGraphCopy) -> None:
+        self.plan = plan
+        self.launches = bound.launches
+        self.update = bound.update
+
+    def __repr__(self) -> str:
+        return f"fused_copy.GraphCopy with {self.launches} launches of\n{self.plan!r}"
+
+
+def _is_for_the_dispatcher(*_: torch.Tensor) -> bool:
+    return False

@@ -1,0 +1,358 @@
+"""The copy as a node of a captured graph: Plan.capture and GraphCopy.update."""
+
+import gc
+
+import pytest
+import torch
+from cases import decode_buffers, decode_step
+from test_gpu_replay import blocked
+
+import fused_copy
+
+NAMES = ("input_ids", "out_loc", "cu_seqlens_k", "positions", "seq_lens", "page_table")
+
+
+def on(device, tensors):
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def step(bs, width, seed, device="cuda"):
+    return on(device, decode_step(bs, width, seed=seed))
+
+
+def captured(plan, sources, consume=lambda: None, stream=None, graph=None):
+    graph = graph or torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph, stream=stream):
+        copy = plan.capture(graph, *sources.values())
+        consume()
+    return graph, copy
+
+
+def corners_equal(buffers, sources):
+    return all(
+        torch.equal(buffers[name][tuple(slice(0, n) for n in source.shape)], source) for name, source in sources.items()
+    )
+
+
+@pytest.fixture
+def buffers():
+    return on("cuda", decode_buffers(8, 64))
+
+
+@pytest.fixture
+def plan(buffers):
+    return fused_copy.Plan(buffers)
+
+
+@pytest.mark.capture
+def test_update_before_and_after_instantiation_changes_address_size_and_grid(buffers, plan):
+    graph, copy = captured(plan, step(3, 20, seed=0))
+    for seed, (bs, width) in enumerate([(5, 40), (8, 64), (1, 1), (8, 63), (2, 7)]):
+        sources = step(bs, width, seed=seed)
+        expected = {name: tensor.clone() for name, tensor in buffers.items()}
+        fused_copy.replay(expected, sources)
+        copy.update(*sources.values())
+        graph.replay()
+        assert all(torch.equal(buffers[name], expected[name]) for name in NAMES)
+
+
+@pytest.mark.capture
+def test_the_captured_sources_are_copied_until_an_update(buffers, plan):
+    sources = step(4, 30, seed=3)
+    graph, _ = captured(plan, sources)
+    graph.replay()
+    assert corners_equal(buffers, sources)
+
+
+@pytest.mark.capture
+def test_update_changes_dtype_strides_and_kernel(buffers, plan):
+    graph, copy = captured(plan, step(4, 30, seed=0))
+    sources = step(6, 50, seed=1)
+    sources["out_loc"] = sources["out_loc"].long()
+    sources["page_table"] = sources["page_table"].t().contiguous().t()
+    sources["seq_lens"] = sources["seq_lens"][:1].expand(6)
+    copy.update(*sources.values())
+    graph.replay()
+    assert corners_equal(buffers, {**sources, "out_loc": sources["out_loc"].int()})
+    plain = step(3, 9, seed=2)
+    copy.update(*plain.values())
+    graph.replay()
+    assert corners_equal(buffers, plain)
+
+
+@pytest.mark.capture
+def test_fill_follows_the_updated_sources():
+    buffer = torch.full((8,), -7, dtype=torch.int32, device="cuda")
+    plan = fused_copy.Plan([buffer], fill=[1])
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, torch.full((6,), 5, dtype=torch.int32, device="cuda"))
+    for bs in (8, 2, 0, 5):
+        source = torch.arange(10, 10 + bs, dtype=torch.int32, device="cuda")
+        copy.update(source)
+        graph.replay()
+        assert buffer.tolist() == [*range(10, 10 + bs), *[1] * (8 - bs)]
+
+
+@pytest.mark.capture
+def test_a_copy_of_nothing_can_be_updated_to_one_of_something(buffers, plan):
+    graph, copy = captured(plan, {name: tensor[:0] for name, tensor in step(1, 1, seed=0).items()})
+    sources = step(4, 30, seed=1)
+    copy.update(*sources.values())
+    graph.replay()
+    assert corners_equal(buffers, sources)
+
+
+@pytest.mark.capture
+@pytest.mark.blocked
+def test_enqueued_launches_keep_their_sources():
+    buffer = torch.zeros(4, dtype=torch.int64, device="cuda")
+    log = torch.zeros(300, 4, dtype=torch.int64, device="cuda")
+    at = torch.zeros(1, dtype=torch.int64, device="cuda")
+    plan = fused_copy.Plan([buffer])
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, torch.zeros(4, dtype=torch.int64, device="cuda"))
+        log.index_copy_(0, at, buffer[None])
+        at.add_(1)
+    graph.replay()
+    at.zero_()
+    values = torch.arange(1, 301, device="cuda")[:, None].expand(300, 4).contiguous()
+    torch.cuda.synchronize()
+    with blocked(torch.cuda.current_stream()) as still:
+        for row in values:
+            copy.update(row)
+            graph.replay()
+        assert still()
+    torch.cuda.synchronize()
+    assert torch.equal(log, values)
+
+
+@pytest.mark.capture
+def test_several_copies_and_plans_in_one_graph(buffers):
+    other = on("cuda", decode_buffers(8, 64))
+    plans = [fused_copy.Plan(buffers), fused_copy.Plan(other)]
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copies = [plan.capture(graph, *step(2, 9, seed=i).values()) for i, plan in enumerate(plans)]
+    for seed in range(3):
+        sources = [step(3 + seed, 20, seed=10 * seed + i) for i in range(2)]
+        for copy, each in zip(copies, sources, strict=True):
+            copy.update(*each.values())
+        graph.replay()
+        assert corners_equal(buffers, sources[0])
+        assert corners_equal(other, sources[1])
+
+
+@pytest.mark.capture
+def test_a_long_list_takes_several_nodes_and_may_shrink():
+    destinations = [torch.zeros(5, dtype=torch.int32, device="cuda") for _ in range(2500)]
+    plan = fused_copy.Plan(destinations)
+    sources = [torch.full((5,), i, dtype=torch.int32, device="cuda") for i in range(2500)]
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, *sources)
+    assert copy.launches == fused_copy.explain(destinations, sources).launches > 1
+    graph.replay()
+    assert all(bool((d == i).all()) for i, d in enumerate(destinations))
+    fewer = [torch.full((n,), -i, dtype=torch.int32, device="cuda") for i, n in enumerate([5] * 10 + [0] * 2490)]
+    copy.update(*fewer)
+    graph.replay()
+    assert destinations[3].tolist() == [-3] * 5
+    assert destinations[11].tolist() == [11] * 5
+
+
+@pytest.mark.capture
+def test_more_launches_than_nodes_is_refused_and_leaves_the_graph():
+    destinations = [torch.zeros(5, dtype=torch.int32, device="cuda") for _ in range(2500)]
+    few = [torch.ones(5 if i < 4 else 0, dtype=torch.int32, device="cuda") for i in range(2500)]
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = fused_copy.Plan(destinations).capture(graph, *few)
+    with pytest.raises(RuntimeError, match=r"need \d+ launches but the graph holds 1"):
+        copy.update(*[torch.ones(5, dtype=torch.int32, device="cuda") for _ in range(2500)])
+    graph.replay()
+    assert destinations[3].tolist() == [1] * 5
+    assert destinations[4].tolist() == [0] * 5
+
+
+@pytest.mark.capture
+def test_a_refused_update_leaves_the_node_as_it_was(buffers, plan):
+    sources = step(4, 30, seed=0)
+    graph, copy = captured(plan, sources)
+    graph.replay()
+    bad = dict(step(6, 40, seed=1), page_table=torch.zeros(6, 65, dtype=torch.int32, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"pair 5 \('page_table'\)"):
+        copy.update(*bad.values())
+    for buffer in buffers.values():
+        buffer.fill_(-1)
+    graph.replay()
+    assert corners_equal(buffers, sources)
+    assert int(buffers["input_ids"][4]) == -1
+
+
+@pytest.mark.capture
+def test_side_stream_inside_the_capture(buffers, plan):
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    side = torch.cuda.Stream()
+    with torch.cuda.graph(graph):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            copy = plan.capture(graph, *step(2, 9, seed=0).values())
+        torch.cuda.current_stream().wait_stream(side)
+    sources = step(5, 33, seed=1)
+    copy.update(*sources.values())
+    graph.replay()
+    assert corners_equal(buffers, sources)
+
+
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs two GPUs")
+@pytest.mark.capture
+def test_graph_on_a_gpu_that_is_not_current():
+    buffers = on("cuda:1", decode_buffers(8, 64))
+    plan = fused_copy.Plan(buffers)
+    stream = torch.cuda.Stream(1)
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.device(1), torch.cuda.graph(graph, stream=stream):
+        copy = plan.capture(graph, *step(2, 9, seed=0, device="cuda:1").values())
+    torch.cuda.set_device(0)
+    sources = step(5, 33, seed=1, device="cuda:1")
+    copy.update(*sources.values())
+    assert torch.cuda.current_device() == 0
+    with torch.cuda.device(1):
+        graph.replay()
+    torch.cuda.synchronize(1)
+    assert corners_equal(buffers, sources)
+
+
+def test_capture_outside_a_capture(plan):
+    with pytest.raises(RuntimeError, match="not capturing"):
+        plan.capture(torch.cuda.CUDAGraph(keep_graph=True), *step(2, 9, seed=0).values())
+
+
+@pytest.mark.capture
+def test_a_graph_that_does_not_keep_its_nodes(plan):
+    graph = torch.cuda.CUDAGraph()
+    sources = step(2, 9, seed=0)
+    with torch.cuda.graph(graph), pytest.raises(RuntimeError, match="keep_graph=True"):
+        plan.capture(graph, *sources.values())
+
+
+@pytest.mark.capture
+def test_a_graph_that_was_captured_already(plan):
+    sources = step(2, 9, seed=0)
+    graph, _ = captured(plan, sources)
+    with pytest.raises(RuntimeError, match="captured already"):
+        plan.capture(graph, *sources.values())
+
+
+@pytest.mark.capture
+def test_update_during_the_capture(plan):
+    sources = step(2, 9, seed=0)
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, *sources.values())
+        with pytest.raises(RuntimeError, match="still being captured"):
+            copy.update(*sources.values())
+
+
+@pytest.mark.capture
+def test_update_after_the_graph_was_reset(plan):
+    sources = step(2, 9, seed=0)
+    graph, copy = captured(plan, sources)
+    graph.replay()
+    torch.cuda.synchronize()
+    graph.reset()
+    with pytest.raises(RuntimeError, match="was reset"):
+        copy.update(*sources.values())
+
+
+@pytest.mark.capture
+def test_a_copy_captured_in_another_graph(plan):
+    sources = step(2, 9, seed=0)
+    named, graph = torch.cuda.CUDAGraph(keep_graph=True), torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(named, *sources.values())
+    with torch.cuda.graph(named):
+        torch.zeros(1, device="cuda")
+    with pytest.raises(RuntimeError, match="not captured in this graph"):
+        copy.update(*sources.values())
+
+
+@pytest.mark.capture
+def test_wrong_types(plan):
+    sources = step(2, 9, seed=0)
+    with pytest.raises(TypeError, match="CUDAGraph"):
+        plan.capture(None, *sources.values())
+    with pytest.raises(RuntimeError, match="on a GPU"):
+        fused_copy.Plan([torch.zeros(4)]).capture(torch.cuda.CUDAGraph(keep_graph=True), torch.zeros(4))
+    _, copy = captured(plan, sources)
+    with pytest.raises(TypeError, match=r"pair 0 \('input_ids'\)"):
+        copy.update(None, *list(sources.values())[1:])
+    with pytest.raises(TypeError, match="plain tensors"):
+        copy.update(torch.nn.Parameter(sources["input_ids"], requires_grad=False), *list(sources.values())[1:])
+
+
+@pytest.mark.capture
+def test_update_holds_the_sources(plan, buffers):
+    """Their memory must not be handed out again while the graph may still be launched."""
+    graph, copy = captured(plan, step(2, 9, seed=0))
+    sources = step(6, 40, seed=1)
+    expected = {name: tensor.clone() for name, tensor in sources.items()}
+    copy.update(*sources.values())
+    del sources
+    gc.collect()
+    for seed in range(20):
+        step(6, 40, seed=100 + seed)
+    graph.replay()
+    assert corners_equal(buffers, expected)
+
+
+@pytest.mark.capture
+@pytest.mark.blocked
+def test_pinned_sources_of_launches_under_way_are_not_handed_out_again():
+    buffer = torch.zeros(1024, dtype=torch.int64, device="cuda")
+    log = torch.zeros(20, 1024, dtype=torch.int64, device="cuda")
+    at = torch.zeros(1, dtype=torch.int64, device="cuda")
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    plan = fused_copy.Plan([buffer])
+    first = torch.zeros(1024, dtype=torch.int64).pin_memory()
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, first)
+        log.index_copy_(0, at, buffer[None])
+        at.add_(1)
+    graph.replay()
+    at.zero_()
+    torch.cuda.synchronize()
+    with blocked(torch.cuda.current_stream()) as still:
+        for value in range(20):
+            copy.update(torch.full((1024,), value, dtype=torch.int64).pin_memory())
+            graph.replay()
+        churn = [torch.full((1024,), -1, dtype=torch.int64).pin_memory() for _ in range(40)]
+        assert still()
+    torch.cuda.synchronize()
+    del churn
+    assert log[:, 0].tolist() == list(range(20))
+    assert bool((log == log[:, :1]).all())
+
+
+@pytest.mark.capture
+def test_thousand_decode_steps_by_op_plan_and_update_equal_copy():
+    from fused_copy.decode import DecodeLoop, capture_buffers, copy_each
+
+    loop = DecodeLoop(device="cuda", seed=5)
+    ways = {name: capture_buffers(loop.max_bs, loop.max_seq_len, "cuda") for name in ("copy", "op", "plan", "update")}
+    plan = fused_copy.Plan(ways["plan"])
+    updated = fused_copy.Plan(ways["update"])
+    graph = copy = None
+    for _ in range(1000):
+        sources = next(loop).sources
+        if graph is None:
+            graph, copy = captured(updated, sources)
+        copy_each(ways["copy"], sources)
+        torch.ops.fused_copy.replay(list(ways["op"].values()), list(sources.values()))
+        plan.replay(*sources.values())
+        copy.update(*sources.values())
+        graph.replay()
+        same = [torch.equal(ways["copy"][name], ways[way][name]) for way in ("op", "plan", "update") for name in NAMES]
+        assert all(same)

@@ -1,0 +1,345 @@
+"""The benchmark: that it runs, that it counts right, and that no wrong peer is timed. Not how fast anything is."""
+
+import gc
+import importlib.util
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("rich", reason="needs the extra 'bench'")
+
+import fused_copy
+from fused_copy.__main__ import main
+from fused_copy.bench import report, sections, timing
+from fused_copy.bench.peers import CONTIGUOUS, PEERS, SIX_COPIES, Peer, Unavailable, WrongResult, check
+from fused_copy.decode import capture_buffers
+
+TOOL = Path(__file__).parents[1] / "tools" / "readme_table.py"
+HAS_GPU = torch.cuda.is_available()
+
+
+def needs_gpu(test):
+    return pytest.mark.capture(pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")(test))
+
+
+@pytest.fixture(scope="module")
+def readme_table():
+    spec = importlib.util.spec_from_file_location("readme_table", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def counted(count: int):
+    made = [0] * count
+
+    def call(index: int) -> None:
+        made[index] += 1
+
+    return made, [lambda index=index: call(index) for index in range(count)]
+
+
+@pytest.mark.parametrize(("launches", "per_batch"), [(0, 32), (1, 32), (16, 32), (64, 8), (512, 1), (9999, 1)])
+def test_host_us_makes_the_calls_in_turn(launches, per_batch):
+    made, calls = counted(4)
+    result = timing.host_us(calls, launches=launches, batches=6, warm_up=2)
+    assert made == [8 * per_batch // 4] * 4
+    assert len(result.samples) == 6
+    assert 0 < result.p10 <= result.median <= result.p90
+
+
+def test_host_us_is_per_call(monkeypatch):
+    now = [0]
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: now[0])
+
+    def call():
+        now[0] += 2500
+
+    assert timing.host_us([call], batches=3).samples == (2.5, 2.5, 2.5)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_host_us_leaves_gc_as_it_was(enabled):
+    seen = []
+    try:
+        (gc.enable if enabled else gc.disable)()
+        timing.host_us([lambda: seen.append(gc.isenabled())], batches=1)
+        assert gc.isenabled() is enabled
+        with pytest.raises(ZeroDivisionError):
+            timing.host_us([lambda: 1 / 0])
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert not any(seen)
+
+
+@pytest.mark.parametrize(("per_graph", "captured"), [(1, 4), (4, 4), (11, 8), (12, 12)])
+def test_gpu_us_divides_by_the_calls_it_captured(monkeypatch, per_graph, captured):
+    now = [0.0]  # in ms
+
+    class Graph:
+        def __init__(self, keep_graph):
+            pass
+
+        def replay(self):
+            now[0] += 0.25 * captured
+
+    class Event:
+        def __init__(self, device, enable_timing):
+            pass
+
+        def record(self):
+            self.time = now[0]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return end.time - self.time
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    monkeypatch.setattr(torch, "Event", Event)
+    made, calls = counted(4)
+    assert timing.gpu_us(calls, per_graph=per_graph, replays=5).samples == (250,) * 5
+    assert made == [captured // 4] * 4
+
+
+@needs_gpu
+def test_gpu_us_and_launches_on_a_gpu():
+    source, buffer = torch.ones(1 << 24, device="cuda"), torch.zeros(1 << 24, device="cuda")
+    once, twice = (lambda: buffer.copy_(source)), (lambda: buffer.copy_(source).copy_(source))
+    twice()
+    assert (timing.launches(once), timing.launches(twice)) == (1, 2)
+    ratio = timing.gpu_us([twice], per_graph=16).median / timing.gpu_us([once], per_graph=16).median
+    assert 1.6 < ratio < 2.4
+
+
+def test_timing_quantiles():
+    result = timing.Timing((5.0, 1.0, 2.0)) + timing.Timing((3.0, 4.0, *map(float, range(6, 12))))
+    assert (result.median, result.p10, result.p90) == (6, 2, 10)
+
+
+@pytest.mark.capture  # on a GPU
+def test_quick_host_run(tmp_path, capsys):
+    path = tmp_path / "results.json"
+    assert main(["bench", "--section", "host", "--quick", "--json", str(path), "--commit", "abc1234"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in PEERS)
+    results = report.read(path)
+    assert results.quick
+    assert results.machine["commit"] == "abc1234"
+    assert results.machine["torch"] == torch.__version__
+    assert {row.section for row in results.rows} == {"host"}
+    points = [{"bs": 64, "max_seqlen_k": 1024}, {"pairs": 6}, {"pairs": 32}]
+    for point in points:
+        rows = [row for row in results.rows if row.point == point]
+        assert set(PEERS) - {row.peer for row in rows} <= {"Triton, one kernel"}
+        assert all(0 < row.p10 <= row.median <= row.p90 for row in rows)
+    assert len(results.rows) == len([row for row in results.rows if row.point in points])
+    assert results.rows[0].bytes == 4 * (4 * 64 + 65 + 64 * 1024)
+    copy = tmp_path / "copy.json"
+    report.write(results, copy)
+    assert copy.read_text() == path.read_text()
+
+
+@needs_gpu
+def test_quick_gpu_run(tmp_path):
+    path = tmp_path / "results.json"
+    assert main(["bench", "--quick", "--json", str(path)]) == 0
+    results = report.read(path)
+    assert {row.section for row in results.rows} == {"host", "gpu"}
+    assert results.machine["gpu"] == torch.cuda.get_device_name()
+    assert {row.launches for row in results.rows if row.peer == "fused_copy.replay"} == {1}
+    assert {row.launches for row in results.rows if row.peer == SIX_COPIES and row.workload == "decode"} == {6}
+
+
+@pytest.mark.capture  # on a GPU
+@pytest.mark.parametrize(
+    "section", ["host", pytest.param("gpu", marks=pytest.mark.skipif(not HAS_GPU, reason="needs a GPU"))]
+)
+def test_a_wrong_peer_fails_the_run(monkeypatch, tmp_path, capsys, section):
+    def sloppy(buffers, sets):
+        def step(sources):
+            for name, source in sources.items():
+                if name != "positions":
+                    buffers[name].view(-1)[: source.numel()].copy_(source.view(-1))
+
+        return Peer([lambda sources=sources: step(sources) for sources in sets], buffers, sets)
+
+    monkeypatch.setitem(PEERS, "sloppy", sloppy)
+    path = tmp_path / "results.json"
+    assert main(["bench", "--section", section, "--quick", "--json", str(path)]) == 1
+    assert "sloppy is wrong: positions has 90 at [0]" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("wrong_set", range(sections.SETS))
+@pytest.mark.parametrize("index", [(0, 0), (2, 6), (2, 7), (3, 0)], ids=["first", "last", "right of it", "below it"])
+def test_check_looks_at_every_set_and_all_around(wrong_set, index):
+    buffers = capture_buffers(4, 8)
+    workload = sections.decode_step(buffers, 3, 7)
+    calls = list(PEERS[SIX_COPIES](buffers, workload.sets).calls)
+    check("right", Peer(calls, buffers, workload.sets))
+
+    def wrong(right=calls[wrong_set]):
+        right()
+        buffers["page_table"][index] += 1
+
+    calls[wrong_set] = wrong
+    with pytest.raises(WrongResult, match=rf"page_table has -?\d+ at \[{index[0]}, {index[1]}\]"):
+        check("wrong", Peer(calls, buffers, workload.sets))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_take_mixed_shapes_and_dtypes(name):
+    pairs = {
+        "vector": (torch.int32, (8,), (5,)),
+        "matrix": (torch.int64, (3, 8), (3, 5)),
+        "scalar": (torch.uint8, (), ()),
+        "cube": (torch.int32, (2, 3, 4), (2, 1, 3)),
+    }
+    buffers = {key: torch.zeros(whole, dtype=dtype) for key, (dtype, whole, _) in pairs.items()}
+    sets = [{key: torch.randint(1, 89, size, dtype=dtype) for key, (dtype, _, size) in pairs.items()} for _ in range(2)]
+    try:
+        peer = PEERS[name](buffers, sets)
+    except Unavailable:
+        pytest.skip("not for these tensors")
+    check(name, peer)
+
+
+def test_sources_are_never_zero_and_differ():
+    for workload in (
+        sections.decode_step(capture_buffers(8, 64), 5, 33),
+        sections.dense_pairs(3, torch.device("cpu")),
+    ):
+        assert len(workload.sets) == sections.SETS
+        first, second, *_ = workload.sets
+        for name, source in first.items():
+            assert source.all()
+            assert not torch.equal(source, second[name])
+
+
+def test_replay_is_looked_up_when_the_peer_is_made(monkeypatch):
+    monkeypatch.setattr(fused_copy, "replay", lambda dst, src: None)
+    with pytest.raises(WrongResult, match=r"fused_copy\.replay is wrong"):
+        workload = sections.dense_pairs(2, torch.device("cpu"))
+        check("fused_copy.replay", PEERS["fused_copy.replay"](workload.buffers, workload.sets))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--section", "host,nothing"], "no section nothing; there are host, gpu"),
+        (["--json", "nowhere/results.json"], "there is no directory nowhere"),
+        pytest.param(
+            ["--section", "gpu"],
+            "sees no GPU",
+            marks=pytest.mark.skipif(HAS_GPU, reason="needs a machine without a GPU"),
+        ),
+    ],
+)
+def test_refuses_before_it_measures(capsys, arguments, message):
+    assert main(["bench", "--quick", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_says_how_to_install_rich(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["bench", "--quick"]) == 2
+    assert "pip install 'fused-copy[bench]'" in capsys.readouterr().err
+
+
+def test_commit_from_the_environment(monkeypatch):
+    monkeypatch.setenv("FUSED_COPY_COMMIT", "fedcba9")
+    seen = []
+    monkeypatch.setattr("fused_copy.bench.runner.run", lambda **arguments: seen.append(arguments["commit"]) or 0)
+    assert main(["bench"]) == main(["bench", "--commit", "1234567"]) == 0
+    assert seen == ["fedcba9", "1234567"]
+
+
+def results(date: str = "2026-03-14T15:09:26+00:00", quick: bool = False, gpu: bool = True) -> report.Results:
+    machine = {"gpu": "NVIDIA H200" if gpu else None, "driver": "580.1" if gpu else None, "torch": "2.11.0+cu130"}
+    machine |= {"cpu": "a CPU", "date": date, "commit": None}
+    times = {SIX_COPIES: (6, 50.0), CONTIGUOUS: (1, 5.0), "fused_copy.replay": (1, 4.0), "copy.update": (None, 1.25)}
+    rows = [
+        report.Row(section, "decode", {"bs": 64, "max_seqlen_k": width}, 4, name, launches, us * factor, us, us)
+        for section in (("host", "gpu") if gpu else ("host",))
+        for width, factor in ((128, 0.5), (1024, 1), (4096, 2))
+        for name, (launches, us) in times.items()
+        if (section, name) != ("gpu", "copy.update")
+    ]
+    return report.Results(machine, quick, rows)
+
+
+@pytest.fixture
+def readme(tmp_path, readme_table):
+    path = tmp_path / "README.md"
+    path.write_text(f"# Title\n\n{readme_table.BEGIN}\nold\n{readme_table.END}\n\nThe rest.\n")
+    return path
+
+
+def test_readme_table(readme_table, readme, tmp_path, capsys):
+    path = tmp_path / "h200-2026-03-14.json"
+    report.write(results(), path)
+    arguments = [str(path), "--readme", str(readme)]
+    assert readme_table.main([*arguments, "--check"]) == 1
+    assert "old" in readme.read_text()
+    assert readme_table.main(arguments) == 0
+    assert readme.read_text() == (
+        "# Title\n\n<!-- measured:begin -->\n"
+        "| | launches | host us per step | ratio | GPU us | ratio |\n"
+        "|---|---:|---:|---:|---:|---:|\n"
+        "| six slices + `copy_` | 6 | 50.0 | 1.0x | 50.0 | 1.0x |\n"
+        "| `fused_copy.replay` | 1 | 4.00 | 12.5x | 4.00 | 12.5x |\n"
+        "| `copy.update`, in the graph |  | 1.25 | 40.0x |  |  |\n"
+        "\n"
+        "The six tensors of a decode step, bs 64, page table 1024 wide. Medians; the ratio is to the first row. NVIDIA "
+        "H200, driver 580.1, torch 2.11.0+cu130, 2026-03-14, [`h200-2026-03-14.json`](h200-2026-03-14.json).\n"
+        "<!-- measured:end -->\n\nThe rest.\n"
+    )
+    assert readme_table.main([*arguments, "--check"]) == 0
+
+
+def test_readme_table_without_gpu_times(readme_table, readme, tmp_path):
+    path = tmp_path / "cpu.json"
+    report.write(results(gpu=False), path)
+    assert readme_table.main([str(path), "--readme", str(readme)]) == 0
+    assert "| six slices + `copy_` | 6 | 50.0 | 1.0x |  |  |" in readme.read_text()
+    assert "a CPU, torch" in readme.read_text()
+
+
+def test_readme_table_takes_the_newest(readme_table, tmp_path):
+    for name, date in [("b", "2026-03-14T00:00:00+00:00"), ("a", "2026-05-01T00:00:00+00:00"), ("c", "2025-12-31")]:
+        report.write(results(date), tmp_path / f"{name}.json")
+    assert readme_table.newest(tmp_path).name == "a.json"
+
+
+def test_readme_table_says_what_is_missing(readme_table, readme, tmp_path, capsys):
+    def refused(*arguments: object) -> str:
+        assert readme_table.main([*map(str, arguments), "--readme", str(readme)]) == 2
+        return capsys.readouterr().err
+
+    path = tmp_path / "results.json"
+    assert "results.json" in refused(path)
+    report.write(results(quick=True), path)
+    assert "quick run" in refused(path)
+    path.write_text(json.dumps({"machine": {}, "quick": False, "rows": []}))
+    assert "no host time of 'slices + copy_'" in refused(path)
+    report.write(results(), path)
+    readme.write_text("# Title\n")
+    assert "has no <!-- measured:begin -->" in refused(path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no results file"):
+        readme_table.newest(tmp_path / "empty")
+
+
+def test_readme_table_and_benchmark_agree(readme_table):
+    """On the names of the ways, of those to come apart, and on the point that both sections measure."""
+    assert set(readme_table.WAYS) - {"plan.replay", "copy.update"} <= set(PEERS)
+    assert readme_table.BASELINE == SIX_COPIES
+    assert readme_table.POINT["max_seqlen_k"] == sections.HOST_WIDTH

@@ -1,0 +1,127 @@
+"""Checks that a wheel is the one that the project promises: for every torch from 2.9 up and every CUDA 12 and 13.
+
+usage: python tools/check_wheel.py [--cpu-only] WHEEL
+
+Needs readelf and nm. Prints one line for each broken promise and exits with 1, or what the wheel holds.
+"""
+
+import argparse
+import base64
+import email
+import hashlib
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from zipfile import ZipFile
+
+PACKAGE = Path(__file__).parents[1] / "fused_copy"
+MAX_BYTES = 2_000_000
+MACHINE_CODE = [75, 80, 86, 89, 90, 100, 120]
+PTX = [120]
+LIBRARIES = re.compile(r"libtorch_cpu\.so|(libstdc\+\+|libgcc_s|libc|libm|libdl|librt|libpthread|ld-linux-.*)\.so\.\d")
+# Python's C API, torch's C shim under its stable ABI, and the runtimes of C and C++; nothing of torch's C++ namespaces.
+SYMBOLS = re.compile(r"(?!.*N(2at|3c10|5torch))(_?Py|aoti_torch_|torch_|_ZNK?St|_ITM_|__gmon_|.*@(GLIBC|CXXABI|GCC))")
+
+
+def problems(wheel: Path, cpu_only: bool) -> Iterator[str]:
+    """What is wrong with the wheel, one line each."""
+    if wheel.stat().st_size > MAX_BYTES:
+        yield f"{wheel.stat().st_size:,} bytes: at most {MAX_BYTES:,}"
+    with ZipFile(wheel) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    yield from file_problems(files)
+    for name, content in files.items():
+        if name.endswith(".so"):
+            yield from binary_problems(content, cpu_only)
+
+
+def file_problems(files: dict[str, bytes]) -> Iterator[str]:
+    info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
+    sources = (path for pattern in ("*.py", "*.pyi", "py.typed") for path in PACKAGE.rglob(pattern))
+    metadata_files = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
+    expected = {str(path.relative_to(PACKAGE.parent)) for path in sources}
+    expected |= {f"{info}/{name}" for name in metadata_files}
+    binaries = {name for name in files if fnmatch(name, "fused_copy/_C.*.so")}
+    if len(binaries) != 1:
+        yield f"{len(binaries)} binaries fused_copy/_C.*.so: expected 1"
+    if missing := expected - files.keys():
+        yield f"lacks {', '.join(sorted(missing))}"
+    if unknown := files.keys() - expected - binaries:
+        yield f"has files that do not belong there: {', '.join(sorted(unknown))}"
+
+    record = f"{info}/RECORD"
+    recorded = {line.rsplit(",", 2)[0]: line for line in files[record].decode().splitlines()}
+    for name in sorted((files.keys() | recorded.keys()) - {record}):
+        content = files.get(name, b"")
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+        if recorded.get(name) != f"{name},sha256={digest},{len(content)}":
+            yield f"RECORD does not describe {name}: {recorded.get(name)}"
+
+    required = email.message_from_bytes(files[f"{info}/METADATA"]).get_all("Requires-Dist", [])
+    if (unconditional := [line for line in required if ";" not in line]) != ["torch>=2.9"]:
+        yield f"requires {unconditional}: expected torch>=2.9 alone"
+
+
+def binary_problems(binary: bytes, cpu_only: bool) -> Iterator[str]:
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", inspect(binary, "readelf", "--dynamic", "--wide"))
+    if foreign := [name for name in needed if not LIBRARIES.fullmatch(name)]:
+        yield f"the binary needs {', '.join(foreign)}"
+    symbols = [line.split()[-1] for line in inspect(binary, "nm", "--dynamic", "--undefined-only").splitlines()]
+    if foreign := [name for name in symbols if not SYMBOLS.match(name)]:
+        yield f"the binary has undefined symbols outside of torch's stable ABI: {', '.join(foreign)}"
+    expected = ([], []) if cpu_only else (MACHINE_CODE, PTX)
+    if (found := gpu_code(binary)) != expected:
+        yield "the binary has machine code for sm {} and PTX {}: expected {} and {}".format(*found, *expected)
+
+
+def gpu_code(binary: bytes) -> tuple[list[int], list[int]]:
+    """The GPU architectures of the machine code and of the PTX, from the headers in the section .nv_fatbin.
+
+    A fat binary is a header (magic, version, header size, size of the entries) and its entries, each again with a
+    header (kind, version, header size, size; 28 bytes into it the architecture). NVIDIA does not document this; a
+    layout that changed would fail the check, not pass it.
+    """
+    machine_code: set[int] = set()
+    ptx: set[int] = set()
+    section = re.search(r" \.nv_fatbin +\S+ +\S+ +(\S+) +(\S+)", inspect(binary, "readelf", "--sections", "--wide"))
+    at, end = (0, 0) if section is None else (int(section[1], 16), int(section[1], 16) + int(section[2], 16))
+    while (at := binary.find(struct.pack("<I", 0xBA55ED50), at, end)) >= 0:
+        _, _, header_size, size = struct.unpack_from("<IHHQ", binary, at)
+        at += header_size
+        stop = at + size
+        while at < stop:
+            kind, _, header_size, size = struct.unpack_from("<HHIQ", binary, at)
+            (architecture,) = struct.unpack_from("<I", binary, at + 28)
+            (ptx if kind == 1 else machine_code).add(architecture)
+            at += header_size + size
+    return sorted(machine_code), sorted(ptx)
+
+
+def inspect(binary: bytes, *command: str) -> str:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(binary)
+        file.flush()
+        return subprocess.run([*command, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cpu-only", action="store_true", help="expect no GPU code")
+    parser.add_argument("wheel", type=Path)
+    args = parser.parse_args()
+    found = list(problems(args.wheel, args.cpu_only))
+    for problem in found:
+        print(f"{args.wheel.name}: {problem}", file=sys.stderr)
+    if not found:
+        code = "no GPU code" if args.cpu_only else f"machine code for sm {MACHINE_CODE}, PTX {PTX}"
+        print(f"{args.wheel.name}: {args.wheel.stat().st_size:,} bytes, {code}")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

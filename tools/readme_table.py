@@ -1,0 +1,118 @@
+"""Writes the table of measured times into README.md, from a file that ``fused-copy bench --json`` wrote.
+
+It needs nothing but Python, so that ``--check`` runs anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+
+POINT = {"bs": 64, "max_seqlen_k": 1024}
+"""The decode step that the table shows."""
+
+WAYS = {
+    "slices + copy_": "six slices + `copy_`",
+    "_foreach_copy_": "`torch._foreach_copy_`",
+    "torch.ops.fused_copy.replay": "`torch.ops.fused_copy.replay`",
+    "fused_copy.replay": "`fused_copy.replay`",
+    "plan.replay": "`plan.replay`",
+    "copy.update": "`copy.update`, added to `graph.replay()`",
+    "bare launch": "(the launch of an empty kernel)",
+}
+"""The benchmark's names of the table's rows, and how the table calls them. Rows that the file lacks are left out."""
+
+BASELINE = "slices + copy_"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(description="Write the table of measured times into the README.")
+    parser.add_argument("results", nargs="?", type=Path, help="default: the newest in benchmarks/results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is another")
+    args = parser.parse_args(argv)
+    try:
+        path = args.results or newest(ROOT / "benchmarks" / "results")
+        old = args.readme.read_text()
+        new = with_table(old, table(json.loads(path.read_text()), os.path.relpath(path, args.readme.parent)))
+    except (OSError, ValueError) as error:
+        print(f"readme_table: {error}", file=sys.stderr)
+        return 2
+    if new == old:
+        return 0
+    if args.check:
+        print(f"{args.readme} is not what {path} says: run python tools/readme_table.py", file=sys.stderr)
+        return 1
+    args.readme.write_text(new)
+    return 0
+
+
+def newest(folder: Path) -> Path:
+    """The results file with the latest date of measurement."""
+    dates = {path: json.loads(path.read_text())["machine"]["date"] for path in folder.glob("*.json")}
+    if not dates:
+        raise ValueError(f"there is no results file in {folder}")
+    return max(dates, key=dates.__getitem__)
+
+
+def with_table(readme: str, table: str) -> str:
+    """The README with ``table`` between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README has no {BEGIN} with {END} after it")
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def table(results: dict[str, Any], file: str) -> str:
+    """The table in Markdown, with a caption; ``file`` is where the README finds the results."""
+    if results["quick"]:
+        raise ValueError(f"{file} is of a quick run, which measures nothing")
+    rows = [row for row in results["rows"] if row["workload"] == "decode" and row["point"] == POINT]
+    host, gpu = ({row["peer"]: row for row in rows if row["section"] == section} for section in ("host", "gpu"))
+    if "copy.update + graph.replay()" in host:
+        both, alone = host["copy.update + graph.replay()"], host["graph.replay() alone"]
+        host["copy.update"] = both | {"median": both["median"] - alone["median"], "launches": 0}
+    if BASELINE not in host:
+        raise ValueError(f"{file} has no host time of {BASELINE!r} at {POINT}")
+    lines = [
+        "| | launches | host us per step | ratio | GPU us | ratio |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for way, label in WAYS.items():
+        if way in host:
+            launches = host[way]["launches"]
+            cells = [label, "" if launches is None else str(launches), *_time(host, way), *_time(gpu, way)]
+            lines.append(f"| {' | '.join(cells)} |")
+    machine = results["machine"]
+    facts = [
+        machine["gpu"] or machine["cpu"],
+        machine["driver"] and f"driver {machine['driver']}",
+        f"torch {machine['torch']}",
+        machine["date"][:10],
+        machine["commit"] and f"commit {machine['commit']}",
+        f"[`{Path(file).name}`]({Path(file).as_posix()})",
+    ]
+    step = f"The six tensors of a decode step, bs {POINT['bs']}, page table {POINT['max_seqlen_k']} wide"
+    caption = f"{step}. Medians; the ratio is to the first row. {', '.join(filter(None, facts))}."
+    return "\n".join([*lines, "", caption])
+
+
+def _time(rows: dict[str, Any], way: str) -> tuple[str, str]:
+    if way not in rows:
+        return "", ""
+    us = rows[way]["median"]
+    return f"{us:.{1 if us >= 10 else 2}f}", f"{rows[BASELINE]['median'] / us:.1f}x"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
