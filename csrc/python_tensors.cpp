@@ -94,6 +94,12 @@ bool read_tensor(PyObject* object, TensorView& view) {
     case kDLCUDA: view.device = {DeviceType::Cuda, tensor.device.device_id}; break;
     default: return false;
   }
+  // The wrappers of torch.func's transforms and freed tensors have no memory: the dispatcher knows which it is.
+  if (tensor.data == nullptr) {
+    bool empty = false;
+    for (int32_t d = 0; d < tensor.ndim; ++d) empty |= tensor.shape[d] == 0;
+    if (!empty) return false;
+  }
   view.address = reinterpret_cast<uint64_t>(tensor.data) + tensor.byte_offset;
   view.sizes = tensor.shape;
   view.strides = tensor.strides;
@@ -122,7 +128,6 @@ void look_up_torch() {
   torch_api.int8 = keep(torch.attr("int8"));
   torch_api.is_inference_mode_enabled = keep(torch.attr("is_inference_mode_enabled"));
   torch_api.dispatch_modes = keep(c.attr("_len_torch_dispatch_stack"));
-  torch_api.functorch_level = keep(c.attr("_functorch").attr("maybe_current_level"));
   const py::object graph = c.attr("_CUDAGraph");
   if (py::hasattr(graph, "raw_cuda_graph_exec")) {
     torch_api.graph = keep(graph.attr("raw_cuda_graph"));
@@ -145,7 +150,7 @@ BorrowedHandle::BorrowedHandle(PyObject* tensor) {
   impl_ = PyLong_AsVoidPtr(address.ptr());
 }
 
-bool is_intercepted() { return call_int(torch_api.dispatch_modes) > 0 || !call(torch_api.functorch_level).is_none(); }
+bool is_intercepted() { return call_int(torch_api.dispatch_modes) > 0; }
 
 bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views) {
   bool plain = torch_api.exchange != nullptr;

@@ -28,7 +28,6 @@ struct Torch {
   PyObject* is_inference;
   PyObject* is_inference_mode_enabled;
   PyObject* dispatch_modes;   // how many modes intercept operators
-  PyObject* functorch_level;  // None where no transform of torch.func is running
   PyObject* increment_version;
   PyObject* graph;  // unbound methods of torch.cuda.CUDAGraph
   PyObject* graph_exec;
@@ -62,7 +61,7 @@ using TensorSpan = std::span<PyObject* const>;
 std::string name_of(py::handle names, int64_t pair);
 
 // Reads tensors past torch's dispatcher. False where they are for it: subclasses, tensors that have no memory, an older
-// torch, modes that intercept operators, transforms. Raises TypeError for what is no tensor.
+// torch, the wrappers of transforms. Raises TypeError for what is no tensor.
 bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views);
 
 // Adds what autograd must know of destinations while grad mode is on.
@@ -71,7 +70,7 @@ void read_autograd(TensorSpan destinations, std::vector<TensorView>& views);
 // Reads None, or a sequence of numbers and None.
 std::vector<Fill> read_fills(py::handle fills, py::handle names);
 
-// Whether modes or transforms want to see operators.
+// Whether modes want to see operators.
 bool is_intercepted();
 
 }  // namespace fused_copy

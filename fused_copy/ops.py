@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch.compiler import is_compiling
 
 from fused_copy import backends
 from fused_copy._library import _C
@@ -45,7 +46,7 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         KeyError: the mappings have different names.
     """
     names, dst, src, fill = in_order(dst, src, fill)
-    if torch.compiler.is_compiling() or not _C.replay(dst, src, fill, names):
+    if is_compiling() or not _C.replay(dst, src, fill, names):
         replay_elsewhere(dst, src, fill, names)
 
 
@@ -57,7 +58,7 @@ def replay_elsewhere(
 ) -> None:
     """For calls that the binary's fast door does not take."""
     if (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and backends.current == "reference"
         and _C.explain(dst, src, fill, names) is not None
     ):
@@ -77,7 +78,7 @@ def in_order(
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
     if missing := [name for name in names if name not in src]:
         raise KeyError(f"fused_copy: no source for {missing}: expected one for each of {list(names)}")
-    _check_names("source", src, names)
+    _check_names("source", src, dst)
     return names, destinations, [src[name] for name in names], fills
 
 
@@ -92,13 +93,13 @@ def bound_in_order(
         return names, list(dst.values()), None
     if not isinstance(fill, Mapping):
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping of their names to numbers for fills")
-    _check_names("fill", fill, names)
+    _check_names("fill", fill, dst)
     return names, list(dst.values()), [fill.get(name) for name in names]
 
 
-def _check_names(role: str, given: Mapping[str, object], names: tuple[str, ...]) -> None:
-    if unknown := [name for name in given if name not in names]:
-        raise KeyError(f"fused_copy: {role} for {unknown}, which no destination is named: expected {list(names)}")
+def _check_names(role: str, given: Mapping[str, object], dst: Tensors) -> None:
+    if unknown := [name for name in given if name not in dst]:
+        raise KeyError(f"fused_copy: {role} for {unknown}, which no destination is named: expected {list(dst)}")
 
 
 @torch.library.register_fake("fused_copy::replay")

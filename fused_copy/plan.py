@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.compiler import is_compiling
 
 from fused_copy._library import _C
 from fused_copy.ops import Fills, Tensors, bound_in_order, replay_elsewhere
@@ -30,7 +31,7 @@ class Plan:
         self.names = names
         self.destinations = tuple(destinations)
         self.fill = None if fills is None else tuple(fills)
-        self._bound = None if torch.compiler.is_compiling() else _C.bind(self.destinations, self.fill, names)
+        self._bound = None if is_compiling() else _C.bind(self.destinations, self.fill, names)
         self._replay = _is_for_the_dispatcher if self._bound is None else self._bound.replay
 
     def replay(self, *sources: torch.Tensor) -> None:
@@ -38,7 +39,7 @@ class Plan:
 
         Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`.
         """
-        if torch.compiler.is_compiling() or not self._replay(*sources):
+        if is_compiling() or not self._replay(*sources):
             replay_elsewhere(self.destinations, sources, self.fill, self.names)
 
     def capture(self, graph: torch.cuda.CUDAGraph, *sources: torch.Tensor) -> GraphCopy:
@@ -50,8 +51,8 @@ class Plan:
                 held for the copy's life, as a graph that is instantiated anew begins with them.
 
         Raises:
-            RuntimeError: as :meth:`replay`; the destinations are not on a GPU; the stream is not capturing; the graph was
-                not made with ``keep_graph=True``.
+            RuntimeError: as :meth:`replay`; the destinations are not on a GPU; the stream is not capturing; the graph
+                was not made with ``keep_graph=True``.
             TypeError: the graph is no ``torch.cuda.CUDAGraph``, or destinations or sources are not plain tensors.
         """
         if not isinstance(graph, torch.cuda.CUDAGraph):
@@ -79,13 +80,13 @@ class Plan:
 class GraphCopy:
     """A plan's copy inside a CUDA graph. Made by :meth:`Plan.capture`.
 
-    ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes, strides and dtypes, as
-    far as the plan allows. It launches nothing and does not wait; launches already enqueued keep the sources they had. The
-    sources are held until the next update. A refused update leaves the graph as it was.
+    ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes, strides and dtypes,
+    as far as the plan allows. It launches nothing and does not wait; launches already enqueued keep the sources they
+    had. The sources are held until the next update. A refused update leaves the graph as it was.
 
-    ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph holds,
-    while the graph is still being captured, and after it was reset; TypeError where a source is not a plain tensor. Two
-    threads must not update, or update and launch, one graph at the same time.
+    ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph
+    holds, while the graph is still being captured, and after it was reset; TypeError where a source is not a plain
+    tensor. Two threads must not update, or update and launch, one graph at the same time.
     """
 
     update: Callable[..., None]
