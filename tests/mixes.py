@@ -209,7 +209,10 @@ def mixed_pairs(draw: st.DrawFn, pinned: bool = False) -> Pair:
         src, dst = draw(st.sampled_from(CASTS))
         p = as_casts_need_it(replace(p, src=replace(p.src, dtype=src), dst=replace(p.dst, dtype=dst)))
     if draw(st.booleans()):
-        p = replace(p, fill=draw(st.sampled_from([f for f in exact_fills(p.dst.dtype) if not math.isnan(f)])))
+        # Not NaN, of which there are many; whole numbers as integers, the way callers write them.
+        number = draw(st.sampled_from([f for f in exact_fills(p.dst.dtype) if not math.isnan(f)]))
+        real = p.dst.dtype.is_floating_point or p.dst.dtype.is_complex
+        p = replace(p, fill=number if real else int(number))
     return replace(p, pinned=pinned and draw(st.booleans()))
 
 

@@ -52,6 +52,16 @@ SAMPLES: dict[str, Callable[[], tuple]] = {
     ),
     "empty_tensors": lambda: ([torch.zeros(0), torch.zeros(4, 3)], [torch.zeros(0), torch.zeros(0, 3)]),
     "zero_dim": lambda: ([torch.zeros(())], [torch.ones(())]),
+    "casts": lambda: (
+        [torch.zeros(5, dtype=d) for d in (torch.int32, torch.bfloat16, torch.bool)],
+        [torch.arange(3), torch.rand(3), torch.rand(3)],
+    ),
+    "fills": lambda: ([torch.zeros(5), torch.zeros(3, 4)], [torch.rand(3), torch.rand(2, 2)], [-1.0, 0.5]),
+    "casts_and_fills": lambda: (
+        [torch.zeros(5, dtype=INT), torch.zeros(4)],
+        [torch.arange(3), torch.rand(2)],
+        [-1, None],
+    ),
     "fill_none": lambda: ([torch.zeros(5)], [torch.rand(3)], None),
     "fill_of_nones": lambda: ([torch.zeros(5), torch.zeros(2)], [torch.rand(3), torch.rand(2)], [None, None]),
 }
@@ -71,6 +81,19 @@ def test_schema_says_what_is_written():
 
 
 # --- torch.compile ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_cast_and_fill(entry, backend):
+    def step(dst, src):
+        entry(dst, src, [-1, None])
+
+    compiled = torch.compile(step, fullgraph=True, backend=backend, dynamic=True)
+    for n in (3, 5, 2):
+        dst = [torch.zeros(6, dtype=INT), torch.zeros(6, dtype=torch.bfloat16)]
+        compiled(dst, [torch.arange(n), torch.ones(n)])
+        assert dst[0].tolist() == [*range(n), *[-1] * (6 - n)]
+        assert dst[1].tolist() == [1] * n + [0] * (6 - n)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

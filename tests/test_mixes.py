@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from arena import Arena
-from conftest import REFERENCE
+from entries import REFERENCE
 from hypothesis import given
 from hypothesis import strategies as st
 from mixes import aligned, mixed_lists, mixed_pair

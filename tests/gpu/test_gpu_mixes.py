@@ -9,12 +9,22 @@ import pytest
 import torch
 from arena import Arena
 from cases import BYTE_DTYPES, LAYOUTS, decode_buffers, decode_step, pair
-from conftest import REFERENCE
+from entries import REFERENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixes import CASTABLE, CASTS, aligned, cast_batch, exact_fills, fill_batch, inexact_fills, mixed_lists, mixed_pair
+from mixes import (
+    CASTABLE,
+    CASTS,
+    aligned,
+    cast_batch,
+    exact_fills,
+    fill_batch,
+    inexact_fills,
+    mixed_lists,
+    mixed_pair,
+    simple_fill,
+)
 from mixes import name as dtype_name
-from mixes import simple_fill
 from test_casts import check_casts
 from test_gpu_replay import (
     all_equal,
@@ -22,7 +32,6 @@ from test_gpu_replay import (
     captured,
     check,
     device_work,
-    eager,
     needs_caching,
     on_gpu,
     refused_untouched,
@@ -42,7 +51,7 @@ every_dtype = pytest.mark.parametrize("dtype", [d for d in BYTE_DTYPES if d != t
 
 def kernels(call) -> list[str]:
     """The names of this package's kernels that the call launched; it may have given the GPU no other work."""
-    names = device_work(call)
+    names = [n for n in device_work(call) if "Event" not in n]  # pinned sources leave a mark behind them
     assert all("fused_copy" in n for n in names), names
     return names
 
@@ -245,13 +254,18 @@ def test_cpu_destination_from_pinned_memory(entry):
     assert dst.tolist() == [1, 1, 1, 0]
 
 
+def free_pinned_blocks(size: tuple[int, ...]) -> None:
+    """So many that the allocator needs no new ones for a while: making one may wait for the GPU."""
+    blocks = [torch.empty(size, dtype=INT, pin_memory=True) for _ in range(48)]
+    del blocks
+
+
 @pytest.mark.blocked
 def test_pinned_source_freed_right_after_the_call(entry):
     """While the stream is blocked nothing was read yet, so nobody may get the memory and write to it."""
     warm_up(entry)
     n = 1 << 16
-    churn = [torch.full((n,), -1, dtype=INT).pin_memory() for _ in range(8)]  # so that the allocator has free blocks
-    del churn
+    free_pinned_blocks((n,))
     dst = [torch.zeros(n, dtype=INT, device="cuda") for _ in range(3)]
     stream = torch.cuda.Stream()
     entry([torch.zeros(1, device="cuda")], [pinned(torch.ones(1))])
@@ -274,6 +288,7 @@ def test_pinned_source_freed_right_after_the_call(entry):
 @pytest.mark.blocked
 def test_pinned_view_outlives_its_base(entry):
     warm_up(entry)
+    free_pinned_blocks((120, 64))
     stream = torch.cuda.Stream()
     dst = torch.zeros(100, 60, dtype=INT, device="cuda")
     torch.cuda.synchronize()
@@ -324,6 +339,22 @@ def test_pinned_does_not_wait_and_allocates_no_device_memory(entry):
 
 
 @pytest.mark.capture
+def test_capture_after_pinned_calls_that_are_still_in_flight(entry):
+    """Looking whether those are done must not happen under capture: cudaEventQuery would invalidate it."""
+    staging = pinned(torch.ones(6))
+    dst = torch.zeros(8, device="cuda")
+    for _ in range(3):
+        torch.cuda._sleep(50_000_000)
+        entry([dst], [staging])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        entry([dst], [staging], [2])
+        entry([torch.zeros(8, device="cuda")], [staging])
+    graph.replay()
+    assert dst.tolist() == [1] * 6 + [2] * 2
+
+
+@pytest.mark.capture
 def test_captured_pinned_sources_are_read_at_every_replay(entry):
     """An engine's host-side step: it rewrites pinned memory, then replays."""
     staging = torch.zeros(6, dtype=torch.int64).pin_memory()
@@ -364,31 +395,34 @@ def test_as_few_kernels_as_fit(entry, n):
     assert not buffer[:, 3].any()
 
 
-@run_modes
-def test_gpu_thousands_of_mixed_pairs(entry, run):
-    """Far beyond one launch, in one call."""
+@pytest.fixture
+def long_mix() -> Arena:
+    """Far beyond one launch."""
     rng = random.Random(0)
     arena = Arena([mixed_pair(i, rng, pinned=True) for i in range(1500)], "cuda")
     assert fused_copy.explain(arena.dst, arena.src, arena.fill).launches > 1
-
-    def whole(dst, src, fill=None):
-        entry(dst, src, fill)
-
-    run_whole(run, arena, whole)
+    return arena
 
 
-def run_whole(run, arena: Arena, replay) -> None:
-    """As `run`, but all pairs in one call."""
-    if run is eager:
-        replay(arena.dst, arena.src, arena.fill)
-    else:
-        arena_in_one_call(arena, replay)
-    torch.cuda.synchronize()
-    arena.check()
+def test_gpu_thousands_of_mixed_pairs_in_one_call(entry, long_mix):
+    names = kernels(lambda: entry(long_mix.dst, long_mix.src, long_mix.fill))
+    assert len(names) == fused_copy.explain(long_mix.dst, long_mix.src, long_mix.fill).launches
+    long_mix.check()
 
 
-def arena_in_one_call(arena: Arena, replay) -> None:
-    captured(arena, lambda dst, src, fill=None: replay(dst, src, fill))
+@pytest.mark.capture
+def test_gpu_several_launches_of_a_call_in_a_graph(entry, long_mix):
+    warm_up(entry)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        entry(long_mix.dst, long_mix.src, long_mix.fill)
+    for seed in range(3):
+        torch.cuda.synchronize()
+        long_mix.rewrite_sources(seed)
+        long_mix.reset_destinations()
+        graph.replay()
+        torch.cuda.synchronize()
+        long_mix.check()
 
 
 # --- any mix ------------------------------------------------------------------------------------------------------
