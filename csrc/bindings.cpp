@@ -32,7 +32,7 @@ class Call {
                        static_cast<int>(read_tensors(items_of(sources_), "source", names_, work_->source_views));
     if (!plain || is_intercepted()) return false;
     read_autograd(items_of(destinations_), work_->destination_views);
-    work_->fills = read_fills(fill_, names_);
+    work_->has_fills = read_fills(fill_, names_, work_->fills);
     return true;
   }
 

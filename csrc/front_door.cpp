@@ -37,7 +37,7 @@ void locate_pinned(std::span<const TensorView> destinations, std::span<TensorVie
 
 std::span<const PlannedLaunch> plan_call(Workspace& work) {
   locate_pinned(work.destination_views, work.source_views);
-  work.destinations.bind(work.destination_views, work.fills);
+  work.destinations.bind(work.destination_views, work.has_fills ? &work.fills : nullptr);
   return work.planner.plan(work.destinations, work.source_views);
 }
 

@@ -17,6 +17,7 @@ struct Workspace {
   std::vector<TensorView> destination_views;
   std::vector<TensorView> source_views;
   std::vector<Fill> fills;
+  bool has_fills = false;
   Destinations destinations;
   LaunchPlanner planner;
 };
@@ -29,6 +30,7 @@ class BorrowedWorkspace {
     workspace_->destination_views.clear();
     workspace_->source_views.clear();
     workspace_->fills.clear();
+    workspace_->has_fills = false;
   }
   ~BorrowedWorkspace() { idle() = std::move(workspace_); }
   BorrowedWorkspace(const BorrowedWorkspace&) = delete;

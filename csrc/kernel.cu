@@ -304,6 +304,19 @@ const PlannedLaunch& empty_launch() {
   return launch;
 }
 
+// For calls on memory and events that no capture concerns: a capture, also of another thread, would be invalidated by
+// them.
+class AllowDuringCapture {
+ public:
+  AllowDuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~AllowDuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  AllowDuringCapture(const AllowDuringCapture&) = delete;
+  AllowDuringCapture& operator=(const AllowDuringCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 // Makes a device current for a scope.
 class DeviceGuard {
  public:
@@ -387,6 +400,7 @@ void set_node(void* executable, void* node, const PlannedLaunch* launch, int dev
 std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int device_index) {
   if (bytes == 0) return host_address;
   const DeviceGuard guard(device_index);
+  const AllowDuringCapture allow;
   const auto ask = [](uint64_t address) -> uint64_t {
     cudaPointerAttributes attributes;
     const cudaError_t error = cudaPointerGetAttributes(&attributes, reinterpret_cast<const void*>(address));
@@ -401,13 +415,17 @@ std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int
 }
 
 bool GpuEvent::done() const {
+  const AllowDuringCapture allow;
   const cudaError_t state = cudaEventQuery(static_cast<cudaEvent_t>(event_.get()));
   if (state == cudaSuccess) return true;
   cudaGetLastError();
   return false;
 }
 
-void GpuEvent::Destroy::operator()(void* event) const { cudaEventDestroy(static_cast<cudaEvent_t>(event)); }
+void GpuEvent::Destroy::operator()(void* event) const {
+  const AllowDuringCapture allow;
+  cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
 
 std::optional<GpuEvent> record_event(void* stream, int device_index) {
   const DeviceGuard guard(device_index);
@@ -415,6 +433,7 @@ std::optional<GpuEvent> record_event(void* stream, int device_index) {
   cudaStreamCaptureStatus capture;
   check(cudaStreamIsCapturing(cuda_stream, &capture), "cudaStreamIsCapturing");
   if (capture != cudaStreamCaptureStatusNone) return std::nullopt;
+  const AllowDuringCapture allow;
   cudaEvent_t event;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
   GpuEvent recorded(event);

@@ -160,9 +160,10 @@ class TensorList {
   std::vector<AtenTensorHandle> handles_;
 };
 
-void read_fills(StableIValue argument, std::vector<Fill>& fills) {
+// False where the argument is None.
+bool read_fills(StableIValue argument, std::vector<Fill>& fills) {
   auto* list_value = to<StableIValue*>(argument);
-  if (list_value == nullptr) return;
+  if (list_value == nullptr) return false;
   const auto list = to<StableListHandle>(*list_value);
   size_t size = 0;
   TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
@@ -173,13 +174,14 @@ void read_fills(StableIValue argument, std::vector<Fill>& fills) {
   }
   TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
   delete list_value;
+  return true;
 }
 
 void replay(StableIValue* stack, bool lazy) {
   const TensorList destinations(stack[0]);
   const TensorList sources(stack[1]);
   BorrowedWorkspace work;
-  read_fills(stack[2], work->fills);
+  work->has_fills = read_fills(stack[2], work->fills);
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();
   try {
     destinations.read({lazy, grad_mode}, work->destination_views);

@@ -84,9 +84,10 @@ BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names)
     view.sizes = copy_of(view.sizes, view.rank);
     view.strides = copy_of(view.strides, view.rank);
   }
-  const std::vector<Fill> fills = read_fills(fill, names_);
+  std::vector<Fill> fills;
+  const bool has_fills = read_fills(fill, names_, fills);
   try {
-    bound_.bind(views, fills);
+    bound_.bind(views, has_fills ? &fills : nullptr);
   } catch (const InvalidInput& error) {
     throw std::runtime_error(describe(error, name_of(names_, error.pair)));
   }
@@ -95,7 +96,7 @@ BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names)
 void BoundPlan::check_autograd() const {
   std::vector<TensorView> views(bound_.views().begin(), bound_.views().end());
   read_autograd(items_of(destinations_), views);
-  Destinations().bind(views, {});
+  Destinations().bind(views, nullptr);
 }
 
 std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {

@@ -228,6 +228,7 @@ struct FloatFormat {
   int mantissa_bits;
   int bias;
   enum { Ieee, NanOnly, Fnuz } special;
+  uint64_t nan;  // the one that torch makes
 };
 
 // The bits of `value` in the format, or none where it does not hold the value exactly.
@@ -235,11 +236,7 @@ std::optional<uint64_t> encode_float(double value, const FloatFormat& format) {
   const uint64_t sign = std::signbit(value) ? uint64_t{1} << (format.exponent_bits + format.mantissa_bits) : 0;
   const uint64_t exponent_mask = (uint64_t{1} << format.exponent_bits) - 1;
   const uint64_t mantissa_mask = (uint64_t{1} << format.mantissa_bits) - 1;
-  if (std::isnan(value)) {
-    if (format.special == FloatFormat::Fnuz) return uint64_t{1} << (format.exponent_bits + format.mantissa_bits);
-    if (format.special == FloatFormat::NanOnly) return exponent_mask << format.mantissa_bits | mantissa_mask;
-    return exponent_mask << format.mantissa_bits | uint64_t{1} << (format.mantissa_bits - 1);
-  }
+  if (std::isnan(value)) return format.nan;
   if (std::isinf(value)) {
     if (format.special != FloatFormat::Ieee) return std::nullopt;
     return sign | exponent_mask << format.mantissa_bits;
@@ -264,6 +261,16 @@ std::optional<uint64_t> encode_float(double value, const FloatFormat& format) {
   return sign | bits;
 }
 
+// A format of powers of two alone: 2^k is k + 127.
+std::optional<uint64_t> encode_power_of_two(double value) {
+  if (std::isnan(value)) return 0xFF;
+  int exponent;
+  if (std::signbit(value) || std::frexp(value, &exponent) != 0.5 || exponent < -126 || exponent > 128) {
+    return std::nullopt;
+  }
+  return static_cast<uint64_t>(exponent + 126);
+}
+
 std::optional<uint64_t> encode_integer(double value, int bits, bool is_signed) {
   const double low = is_signed ? -std::ldexp(1.0, bits - 1) : 0.0;
   const double high = std::ldexp(1.0, is_signed ? bits - 1 : bits);
@@ -274,8 +281,8 @@ std::optional<uint64_t> encode_integer(double value, int bits, bool is_signed) {
 }
 
 std::optional<uint64_t> encode_exactly(double value, DType dtype) {
-  constexpr FloatFormat kFloat16{5, 10, 15, FloatFormat::Ieee};
-  constexpr FloatFormat kFloat32{8, 23, 127, FloatFormat::Ieee};
+  constexpr FloatFormat kFloat16{5, 10, 15, FloatFormat::Ieee, 0x7E00};
+  constexpr FloatFormat kFloat32{8, 23, 127, FloatFormat::Ieee, 0x7FC00000};
   switch (dtype) {
     case DType::Bool: return encode_integer(value, 1, false);
     case DType::UInt8: return encode_integer(value, 8, false);
@@ -288,15 +295,16 @@ std::optional<uint64_t> encode_exactly(double value, DType dtype) {
     case DType::Int64: return encode_integer(value, 64, true);
     case DType::Float16:
     case DType::Complex32: return encode_float(value, kFloat16);
-    case DType::BFloat16: return encode_float(value, {8, 7, 127, FloatFormat::Ieee});
+    case DType::BFloat16: return encode_float(value, {8, 7, 127, FloatFormat::Ieee, 0x7FC0});
     case DType::Float32:
     case DType::Complex64: return encode_float(value, kFloat32);
     case DType::Float64:
     case DType::Complex128: return std::bit_cast<uint64_t>(value);
-    case DType::Float8E4M3FN: return encode_float(value, {4, 3, 7, FloatFormat::NanOnly});
-    case DType::Float8E4M3FNUZ: return encode_float(value, {4, 3, 8, FloatFormat::Fnuz});
-    case DType::Float8E5M2: return encode_float(value, {5, 2, 15, FloatFormat::Ieee});
-    case DType::Float8E5M2FNUZ: return encode_float(value, {5, 2, 16, FloatFormat::Fnuz});
+    case DType::Float8E4M3FN: return encode_float(value, {4, 3, 7, FloatFormat::NanOnly, 0x7F});
+    case DType::Float8E4M3FNUZ: return encode_float(value, {4, 3, 8, FloatFormat::Fnuz, 0x80});
+    case DType::Float8E5M2: return encode_float(value, {5, 2, 15, FloatFormat::Ieee, 0x7F});
+    case DType::Float8E5M2FNUZ: return encode_float(value, {5, 2, 16, FloatFormat::Fnuz, 0x80});
+    case DType::Float8E8M0FNU: return encode_power_of_two(value);
     default: return std::nullopt;
   }
 }
@@ -368,13 +376,14 @@ std::string device_name(const Device& device) {
   }
 }
 
-void Destinations::bind(std::span<const TensorView> views, std::span<const Fill> fills) {
-  if (!fills.empty() && fills.size() != views.size()) {
-    throw InvalidInput(-1, "got " + std::to_string(fills.size()) + " fills for " + std::to_string(views.size()) +
+void Destinations::bind(std::span<const TensorView> views, const std::vector<Fill>* fills) {
+  if (fills != nullptr && fills->size() != views.size()) {
+    throw InvalidInput(-1, "got " + std::to_string(fills->size()) + " fills for " + std::to_string(views.size()) +
                                " destinations: pass one number or None for each destination");
   }
   views_.assign(views.begin(), views.end());
-  fills_.assign(fills.begin(), fills.end());
+  fills_.clear();
+  if (fills != nullptr) fills_ = *fills;
   intervals_.clear();
   device_ = views.empty() ? Device{} : views[0].device;
   for (size_t i = 0; i < views.size(); ++i) {

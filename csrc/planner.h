@@ -52,8 +52,8 @@ class Destinations {
  public:
   Destinations() = default;
 
-  // Binds anew. `fills` is empty or has one entry for each destination. Throws InvalidInput.
-  void bind(std::span<const TensorView> views, std::span<const Fill> fills);
+  // Binds anew. `fills`, where given, has one entry for each destination. Throws InvalidInput.
+  void bind(std::span<const TensorView> views, const std::vector<Fill>* fills);
 
   std::span<const TensorView> views() const { return views_; }
   const Fill& fill(size_t pair) const { return fills_.empty() ? kNoFill : fills_[pair]; }

@@ -178,9 +178,8 @@ void read_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
   }
 }
 
-std::vector<Fill> read_fills(py::handle fills, py::handle names) {
-  std::vector<Fill> into;
-  if (fills.is_none()) return into;
+bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
+  if (fills.is_none()) return false;
   for (const py::handle fill : fills) {
     const auto pair = static_cast<int64_t>(into.size());
     if (fill.is_none()) {
@@ -197,7 +196,7 @@ std::vector<Fill> read_fills(py::handle fills, py::handle names) {
     }
     into.emplace_back(value);
   }
-  return into;
+  return true;
 }
 
 }  // namespace fused_copy

@@ -27,7 +27,7 @@ struct Torch {
   PyObject* is_neg;
   PyObject* is_inference;
   PyObject* is_inference_mode_enabled;
-  PyObject* dispatch_modes;   // how many modes intercept operators
+  PyObject* dispatch_modes;  // how many modes intercept operators
   PyObject* increment_version;
   PyObject* graph;  // unbound methods of torch.cuda.CUDAGraph
   PyObject* graph_exec;
@@ -67,8 +67,8 @@ bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::v
 // Adds what autograd must know of destinations while grad mode is on.
 void read_autograd(TensorSpan destinations, std::vector<TensorView>& views);
 
-// Reads None, or a sequence of numbers and None.
-std::vector<Fill> read_fills(py::handle fills, py::handle names);
+// Reads a sequence of numbers and None. False where there is None instead of one.
+bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into);
 
 // Whether modes want to see operators.
 bool is_intercepted();

@@ -37,7 +37,8 @@ class backend:
 
     ``"fused"`` is one launch. ``"reference"`` makes the same checks and then runs one ``copy_``, and what ``fill_`` it
     takes, for each pair: the same result from torch's own operators, for A/B runs. The environment variable
-    ``FUSED_COPY_BACKEND`` gives the one to begin with. ``torch.ops.fused_copy.replay`` itself is always fused.
+    ``FUSED_COPY_BACKEND`` gives the one to begin with. The setting is the process's, not a thread's.
+    ``torch.ops.fused_copy.replay`` itself, and copies inside graphs, are always fused.
 
     Raises:
         ValueError: the name is neither.
@@ -57,7 +58,7 @@ def copy_each(
     dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None = None
 ) -> None:
     """The reference, for arguments that were checked: a copy for each pair, a fill for each box around its corner."""
-    for destination, source, number in zip(dst, src, fill or [None] * len(dst), strict=True):
+    for destination, source, number in zip(dst, src, [None] * len(dst) if fill is None else fill, strict=True):
         corner = destination[tuple(slice(0, size) for size in source.shape)]
         if source.dtype == destination.dtype:
             _raw(corner).copy_(_raw(source), non_blocking=True)
@@ -69,9 +70,11 @@ def copy_each(
         for edge, size in enumerate(source.shape):
             box = destination[(*(slice(0, n) for n in source.shape[:edge]), slice(size, None))]
             if destination.dtype == torch.complex128:
-                box.fill_(number)
+                torch.view_as_real(box)[..., 0].fill_(number)
+                torch.view_as_real(box)[..., 1].zero_()
             else:
-                _raw(box).fill_(_raw(torch.tensor(number, dtype=destination.dtype)).item())
+                exact = number if destination.is_floating_point() or destination.is_complex() else int(number)
+                _raw(box).fill_(_raw(torch.tensor(exact, dtype=destination.dtype)).item())
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

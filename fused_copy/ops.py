@@ -57,11 +57,7 @@ def replay_elsewhere(
     names: tuple[str, ...] | None,
 ) -> None:
     """For calls that the binary's fast door does not take."""
-    if (
-        not is_compiling()
-        and backends.current == "reference"
-        and _C.explain(dst, src, fill, names) is not None
-    ):
+    if not is_compiling() and backends.current == "reference" and _C.explain(dst, src, fill, names) is not None:
         backends.copy_each(dst, src, fill)
     else:
         torch.ops.fused_copy.replay(dst, src, fill)
@@ -87,7 +83,11 @@ def bound_in_order(
 ) -> tuple[tuple[str, ...] | None, Sequence[torch.Tensor], Sequence[float | None] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
     if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
-        return None, dst, fill  # type: ignore[return-value]  # the binary refuses a mapping here
+        if fill is not None and isinstance(fill, Mapping):
+            raise TypeError(
+                "fused_copy: fills are a mapping but destinations are not: pass a sequence of numbers and None"
+            )
+        return None, dst, fill
     names = tuple(dst)
     if fill is None:
         return names, list(dst.values()), None
@@ -108,6 +108,10 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
     torch._check(
         len(dst) == len(src),
         lambda: f"fused_copy: got {len(dst)} destinations and {len(src)} sources: pass one source for each destination",
+    )
+    torch._check(
+        fill is None or len(fill) == len(dst),
+        lambda: f"fused_copy: got {len(fill or ())} fills for {len(dst)} destinations: pass one for each",
     )
     for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
         torch._check(

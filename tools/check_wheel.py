@@ -1,4 +1,4 @@
-"""Checks that a wheel is the one that the project promises: for every torch from 2.9 up and every CUDA 12 and 13.
+"""Checks that a wheel is the one that the project promises: for every torch from 2.10 up and every CUDA 12 and 13.
 
 usage: python tools/check_wheel.py [--cpu-only] WHEEL
 
@@ -63,8 +63,8 @@ def file_problems(files: dict[str, bytes]) -> Iterator[str]:
             yield f"RECORD does not describe {name}: {recorded.get(name)}"
 
     required = email.message_from_bytes(files[f"{info}/METADATA"]).get_all("Requires-Dist", [])
-    if (unconditional := [line for line in required if ";" not in line]) != ["torch>=2.9"]:
-        yield f"requires {unconditional}: expected torch>=2.9 alone"
+    if (unconditional := [line for line in required if ";" not in line]) != ["torch>=2.10"]:
+        yield f"requires {unconditional}: expected torch>=2.10 alone"
 
 
 def binary_problems(binary: bytes, cpu_only: bool) -> Iterator[str]:
