@@ -62,12 +62,16 @@ def _demo(args: argparse.Namespace) -> int:
     import torch
 
     from fused_copy import demo
+    from fused_copy._library import _C
 
-    has_gpu = torch.cuda.is_available()
-    if args.device == "cuda" and not has_gpu:
+    sees_gpu = torch.cuda.is_available()
+    if args.device == "cuda" and not sees_gpu:
         print("fused-copy: --device cuda: this torch sees no GPU", file=sys.stderr)
         return 2
-    return demo.run(steps=args.steps, seed=args.seed, device=args.device or ("cuda" if has_gpu else "cpu"))
+    device = args.device or ("cuda" if sees_gpu and _C.has_gpu_code else "cpu")
+    if sees_gpu and not _C.has_gpu_code:
+        print("fused-copy: built without nvcc, so for CPU tensors alone", file=sys.stderr)
+    return demo.run(steps=args.steps, seed=args.seed, device=device)
 
 
 def _bench(args: argparse.Namespace) -> int:

@@ -6,17 +6,18 @@ step the two sets must be the same to the last byte, and so must what the graphs
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from statistics import fmean, median
 
 import torch
 
 import fused_copy
+from fused_copy.bench.timing import gpu_us, launches
 from fused_copy.decode import DecodeLoop, Step, capture_buffers, copy_each
 
 Tensors = Mapping[str, torch.Tensor]
@@ -142,9 +143,9 @@ def _print_costs(ways: tuple[Way, Way], step_bytes: float, step: Step) -> None:
         ["p10-p90", *(f"{_quantile(times, 0.1):.1f}-{_quantile(times, 0.9):.1f}" for times in host_us), ""],
     ]
     if ways[0].graphs:
-        launches, gpu_us = zip(*(_gpu_cost(way, step) for way in ways), strict=True)
-        columns.insert(1, ["launches/step", *(f"{count:g}" for count in launches), _ratio(*launches)])
-        columns.append(["GPU us, last step", *(f"{us:.2f}" for us in gpu_us), _ratio(*gpu_us)])
+        counts, times = zip(*(_gpu_cost(way, step) for way in ways), strict=True)
+        columns.insert(1, ["launches/step", *map(str, counts), _ratio(*counts)])
+        columns.append(["GPU us, last step", *(f"{us:.2f}" for us in times), _ratio(*times)])
     widths = [max(map(len, column)) for column in columns]
     for label, *cells in zip(*columns, strict=True):
         print("  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip())
@@ -158,25 +159,7 @@ def _quantile(ordered: list[float], q: float) -> float:
     return ordered[round(q * (len(ordered) - 1))]
 
 
-def _gpu_cost(way: Way, step: Step, fills: int = 100, replays: int = 10) -> tuple[float, float]:
-    """Launches (kernels and memcpys) and GPU time in us of one fill.
-
-    Both come from a graph of many fills: its nodes are the launches, and events around a single fill would measure
-    mostly themselves.
-    """
-    graph = torch.cuda.CUDAGraph(keep_graph=True)
-    with torch.cuda.graph(graph):
-        for _ in range(fills):
-            way.fill(way.buffers, step.sources)
-    nodes = ctypes.c_size_t()
-    raw_graph = ctypes.c_void_p(graph.raw_cuda_graph())
-    if error := ctypes.CDLL("libcuda.so.1").cuGraphGetNodes(raw_graph, None, ctypes.byref(nodes)):
-        raise RuntimeError(f"cuGraphGetNodes failed with error {error}")
-    start, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
-    graph.replay()  # keeps the GPU busy while the host enqueues the timed ones
-    start.record()
-    for _ in range(replays):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return nodes.value / fills, start.elapsed_time(end) * 1e3 / (fills * replays)
+def _gpu_cost(way: Way, step: Step) -> tuple[int, float]:
+    """Launches (kernels and memcpys) and GPU time in us of one fill."""
+    fill = partial(way.fill, way.buffers, step.sources)
+    return launches(fill), gpu_us([fill]).median

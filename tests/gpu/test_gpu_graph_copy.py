@@ -132,9 +132,10 @@ def test_enqueued_launches_keep_their_sources():
 def test_several_copies_and_plans_in_one_graph(buffers):
     other = on("cuda", decode_buffers(8, 64))
     plans = [fused_copy.Plan(buffers), fused_copy.Plan(other)]
+    first = [step(2, 9, seed=i).values() for i in range(2)]
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
-        copies = [plan.capture(graph, *step(2, 9, seed=i).values()) for i, plan in enumerate(plans)]
+        copies = [plan.capture(graph, *sources) for plan, sources in zip(plans, first, strict=True)]
     for seed in range(3):
         sources = [step(3 + seed, 20, seed=10 * seed + i) for i in range(2)]
         for copy, each in zip(copies, sources, strict=True):
@@ -195,10 +196,11 @@ def test_a_refused_update_leaves_the_node_as_it_was(buffers, plan):
 def test_side_stream_inside_the_capture(buffers, plan):
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     side = torch.cuda.Stream()
+    first = step(2, 9, seed=0).values()
     with torch.cuda.graph(graph):
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            copy = plan.capture(graph, *step(2, 9, seed=0).values())
+            copy = plan.capture(graph, *first)
         torch.cuda.current_stream().wait_stream(side)
     sources = step(5, 33, seed=1)
     copy.update(*sources.values())
@@ -213,8 +215,9 @@ def test_graph_on_a_gpu_that_is_not_current():
     plan = fused_copy.Plan(buffers)
     stream = torch.cuda.Stream(1)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
+    first = step(2, 9, seed=0, device="cuda:1").values()
     with torch.cuda.device(1), torch.cuda.graph(graph, stream=stream):
-        copy = plan.capture(graph, *step(2, 9, seed=0, device="cuda:1").values())
+        copy = plan.capture(graph, *first)
     torch.cuda.set_device(0)
     sources = step(5, 33, seed=1, device="cuda:1")
     copy.update(*sources.values())
