@@ -303,6 +303,7 @@ def test_pinned_view_outlives_its_base(entry):
     assert (dst[60:] == 0).all()
 
 
+@needs_caching
 def test_pinned_memory_comes_back(entry):
     """Held until it was read and no longer: a step loop must not eat the host's memory."""
     dst = torch.zeros(1 << 14, dtype=INT, device="cuda")
