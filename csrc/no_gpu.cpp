@@ -9,7 +9,8 @@ extern const bool kHasGpuCode = false;
 
 void launch_on_gpu(std::span<const PlannedLaunch>, int) {
   throw std::runtime_error(
-      "fused_copy: this build has no GPU code: it was made without nvcc or with FUSED_COPY_CPU_ONLY=1. Put nvcc 12.9 or "
+      "fused_copy: this build has no GPU code: it was made without nvcc or with FUSED_COPY_CPU_ONLY=1. Put nvcc 12.9 "
+      "or "
       "newer on PATH, or its folder into CUDA_HOME, and build again");
 }
 
