@@ -13,6 +13,21 @@ from fused_copy._library import _C
 Tensors = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
 Fills = Sequence[float | None] | Mapping[str, float]
 
+CASTABLE = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    }
+)
+
 
 def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
     """Copies every source into the leading corner of its destination, all in one launch.
@@ -29,7 +44,8 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         dst: static buffers, whole: a sequence, or a mapping whose names then appear in errors. Any strides whose
             elements do not overlap. All on one device, CPU or CUDA.
         src: one tensor for each destination, in the same order or under the same names, with as many dimensions as its
-            destination and at most its size in each. Any non-negative strides. On the destinations' device.
+            destination and at most its size in each. Any non-negative strides. On the destinations' device, or in
+            pinned host memory where that is a GPU.
         fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of
             the destination becomes; with None every byte outside the corner stays as it was.
 
@@ -37,7 +53,8 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
     bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`.
 
     The launch goes to the current stream of the destinations' device, and is recorded where that stream is capturing.
-    It does not synchronize, allocate device memory or wait; a device source may be freed right after the call.
+    It does not synchronize, allocate device memory or wait. A source may be freed right after the call; the contents of
+    a pinned one must stay until the copy has run. Under capture, keep sources alive for the graph's life.
 
     Raises:
         RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad
@@ -143,19 +160,3 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
                     f"{tuple(to.shape)}"
                 ),
             )
-
-
-CASTABLE = frozenset(
-    {
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    }
-)

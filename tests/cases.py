@@ -9,6 +9,8 @@ import torch
 from arena import Pair, Side, dense
 from hypothesis import strategies as st
 
+from fused_copy.decode import capture_buffers
+
 MISALIGNMENTS = range(17)
 ITEMSIZES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
@@ -101,15 +103,7 @@ def mixed_batch(n: int, seed: int = 0) -> list[Pair]:
 
 def decode_buffers(max_bs: int, max_seq_len: int, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
     """The six static buffers of a decode step's graph, poisoned: what a step does not write stays recognizable."""
-    sizes = {
-        "input_ids": (max_bs,),
-        "out_loc": (max_bs,),
-        "cu_seqlens_k": (max_bs + 1,),
-        "positions": (max_bs,),
-        "seq_lens": (max_bs,),
-        "page_table": (max_bs, max_seq_len),
-    }
-    return {name: torch.full(size, -7, dtype=torch.int32, device=device) for name, size in sizes.items()}
+    return {name: buffer.fill_(-7) for name, buffer in capture_buffers(max_bs, max_seq_len, device).items()}
 
 
 def decode_step(
