@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from fused_copy import backends
 from fused_copy._library import _C
@@ -63,7 +63,7 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         KeyError: the mappings have different names.
     """
     names, dst, src, fill = in_order(dst, src, fill)
-    if is_compiling() or not _C.replay(dst, src, fill, names):
+    if is_dynamo_compiling() or not _C.replay(dst, src, fill, names):
         replay_elsewhere(dst, src, fill, names)
 
 
@@ -74,7 +74,7 @@ def replay_elsewhere(
     names: tuple[str, ...] | None,
 ) -> None:
     """For calls that the binary's fast door does not take."""
-    if not is_compiling() and backends.current == "reference" and _C.explain(dst, src, fill, names) is not None:
+    if not is_dynamo_compiling() and backends.current == "reference" and _C.explain(dst, src, fill, names) is not None:
         backends.copy_each(dst, src, fill)
     else:
         torch.ops.fused_copy.replay(dst, src, fill)
@@ -117,6 +117,12 @@ def bound_in_order(
 def _check_names(role: str, given: Mapping[str, object], dst: Tensors) -> None:
     if unknown := [name for name in given if name not in dst]:
         raise KeyError(f"fused_copy: {role} for {unknown}, which no destination is named: expected {list(dst)}")
+
+
+if not _C.registers_op:  # torch 2.9, whose stable ABI has no lists of tensors
+    _library = torch.library.Library("fused_copy", "IMPL")  # what it registers lives as long as it
+    for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "Conjugate", "Negative"):
+        _library.impl("replay", lambda dst, src, fill=None: _C.replay_dispatched(dst, src, fill), _key)
 
 
 @torch.library.register_fake("fused_copy::replay")
