@@ -118,7 +118,7 @@ def loop_us(calls: Sequence[Call], *, steps: int, every_step: bool = False) -> T
         return Timing(((time.perf_counter_ns() - start) / (1e3 * steps),))
 
 
-def profile_kernel(call: Call) -> dict[str, object]:
+def profile_kernel(call: Call) -> dict[str, object] | None:
     """Launch parameters and occupancy of the one kernel that a call launches, as the profiler's trace has them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         call()
@@ -129,7 +129,7 @@ def profile_kernel(call: Call) -> dict[str, object]:
         events = json.loads(trace.read_text())["traceEvents"]
     kernels = [event for event in events if event.get("cat") == "kernel"]
     if len(kernels) != 1:
-        return {}
+        return None
     facts: dict[str, object] = kernels[0]["args"]
     return {name: facts[key] for name, key in _KERNEL_FACTS.items() if key in facts}
 
