@@ -129,6 +129,15 @@ def _needs_decode_step(buffers: Tensors) -> None:
         raise Unavailable("it copies the six tensors of a decode step alone")
 
 
+def _tried(peer: Peer) -> Peer:
+    # Raised here: no C compiler, a GPU that it does not support, another CUDA than the driver's.
+    try:
+        peer.calls[0]()
+    except Exception as error:
+        raise Unavailable(f"{type(error).__name__}: {str(error).strip()}") from error
+    return peer
+
+
 def _sliced(buffers: Tensors, sources: Tensors) -> list[torch.Tensor]:
     return [buffer[corner] for buffer, corner, _ in _pairs(buffers, sources)]
 
@@ -196,12 +205,9 @@ def triton(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     _needs_decode_step(buffers)
     try:
         from fused_copy.bench.triton_kernel import copy_six
-
-        calls = [partial(copy_six, buffers, sources) for sources in sets]
-        calls[0]()
-    except Exception as error:  # not installed, or no C compiler, or a GPU that it does not support
-        raise Unavailable(f"{type(error).__name__}: {str(error).strip()}") from error
-    return Peer(calls, buffers, sets)
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
+    return _tried(Peer([partial(copy_six, buffers, sources) for sources in sets], buffers, sets))
 
 
 @peer(CONTIGUOUS)
@@ -221,7 +227,7 @@ def tvm_ffi(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     _needs_decode_step(buffers)
     copy_six = native.tvm_ffi_module().copy_six
     calls = [partial(copy_six, *buffers.values(), *sources.values()) for sources in sets]
-    return Peer(calls, buffers, sets)
+    return _tried(Peer(calls, buffers, sets))
 
 
 @peer(MEMCPY)
@@ -230,7 +236,8 @@ def memcpy_each(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     _needs_runtime_copies(buffers, sets)
     destinations = list(buffers.values())
     copy_each = native.extension().copy_each
-    return Peer([partial(copy_each, destinations, list(sources.values())) for sources in sets], buffers, sets)
+    calls = [partial(copy_each, destinations, list(sources.values())) for sources in sets]
+    return _tried(Peer(calls, buffers, sets))
 
 
 @peer(MEMCPY_BATCH)
@@ -243,7 +250,7 @@ def memcpy_batch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     copy_batch = native.extension().copy_batch
     calls = [partial(copy_batch, destinations, list(sources.values())) for sources in sets]
     entries = sum(source.shape[0] if source.dim() == 2 else 1 for source in sets[0].values())
-    return Peer(calls, buffers, sets, capturable=False, launches=entries)
+    return _tried(Peer(calls, buffers, sets, capturable=False, launches=entries))
 
 
 def _needs_runtime_copies(buffers: Tensors, sets: Sequence[Tensors]) -> None:

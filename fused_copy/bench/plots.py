@@ -31,29 +31,37 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("svg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    text = results_file.read_text()
     rows = report.read(results_file).rows
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    colors = dict(zip(PEERS, pyplot.get_cmap("tab20").colors, strict=False))  # type: ignore[attr-defined]
+    digest = hashlib.sha256(results_file.read_bytes()).hexdigest()
+    colors = iter(pyplot.get_cmap("tab20").colors)  # type: ignore[attr-defined]
+    strong_colors = iter(pyplot.get_cmap("Set1").colors)  # type: ignore[attr-defined]
+    styles = {
+        peer: {"color": next(strong_colors), "linewidth": 2}
+        if peer in OURS
+        else {"color": next(colors), "linewidth": 1, "linestyle": "--"}
+        for peer in PEERS
+    }
     paths = []
     for name, (workload, key, label, others) in AXES.items():
         with pyplot.rc_context({"svg.hashsalt": "fused-copy", "svg.fonttype": "none", "font.size": 8}):
             figure, panels = pyplot.subplots(1, len(METRICS), figsize=(10, 4.2), layout="constrained")
+            lines = {}
             for panel, (metric, y_label) in zip(panels, METRICS.items(), strict=True):
-                for peer in PEERS:
-                    curve = _curve(rows, metric, workload, peer, key, others)
+                curves = {peer: _curve(rows, metric, workload, peer, key, others) for peer in PEERS}
+                for peer, curve in curves.items():
                     if curve:
-                        ours = peer in OURS
-                        panel.plot(*zip(*curve, strict=True), label=peer, color=colors[peer], marker="o", markersize=3,
-                                   linewidth=2 if ours else 1, linestyle="-" if ours else "--")  # fmt: skip
+                        x, y = zip(*curve, strict=True)
+                        lines[peer] = panel.plot(x, y, marker="o", markersize=3, **styles[peer])[0]
                 panel.set(xscale="log", yscale="log", xlabel=label, ylabel=y_label)
-                panel.grid(which="both", alpha=0.2)
-            by_label = {
-                label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
-            }
-            figure.legend(by_label.values(), by_label.keys(), loc="outside right center", frameon=False)
+                panel.set_xticks(measured := sorted({x for curve in curves.values() for x, _ in curve}), measured)
+                panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                panel.yaxis.set_major_formatter("{x:g}")
+                for axis in (panel.xaxis, panel.yaxis):
+                    axis.set_minor_formatter(ticker.NullFormatter())
+                panel.grid(alpha=0.3)
+            figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
             paths.append(folder / f"{results_file.stem}-{name}.svg")
             figure.savefig(paths[-1], metadata={"Date": None, "Description": f"sha256 {digest}"})
             pyplot.close(figure)
