@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ pytest.importorskip("rich", reason="needs the extra 'bench'")
 
 import fused_copy
 from fused_copy.__main__ import main
-from fused_copy.bench import answers, report, sections, targets, timing
+from fused_copy.bench import answers, peers, report, sections, targets, timing
 from fused_copy.bench.model import small_model
 from fused_copy.bench.native import Unavailable
 from fused_copy.bench.peers import (
@@ -134,6 +135,28 @@ def test_gpu_us_and_launches_on_a_gpu():
     assert (timing.launches(once), timing.launches(twice)) == (1, 2)
     ratio = timing.gpu_us([twice], per_graph=16).median / timing.gpu_us([once], per_graph=16).median
     assert 1.6 < ratio < 2.4
+
+
+@pytest.mark.parametrize("kernels", [0, 1, 2])
+def test_profile_kernel_reads_the_one_kernel_of_the_trace(monkeypatch, kernels):
+    facts = {"grid": [66, 1, 1], "block": [128, 1, 1], "registers per thread": 32, "est. achieved occupancy %": 25}
+
+    class Profile(nullcontext):
+        def export_chrome_trace(self, path):
+            events = [
+                {"cat": "cuda_runtime", "args": {}},
+                *[{"cat": "kernel", "args": facts | {"stream": 7}}] * kernels,
+            ]
+            Path(path).write_text(json.dumps({"traceEvents": events}))
+
+        def __enter__(self):
+            return self
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profile())
+    made, calls = counted(1)
+    expected = {"blocks": [66, 1, 1], "block_size": [128, 1, 1], "registers": 32, "occupancy_percent": 25}
+    assert timing.profile_kernel(calls[0]) == (expected if kernels == 1 else None)
+    assert made == [1]
 
 
 def test_timing_quantiles():
@@ -293,6 +316,29 @@ def test_a_fill_that_is_not_made_is_a_wrong_result():
     plain = PEERS[OP](workload.buffers, workload.sets)
     with pytest.raises(WrongResult, match=r"matrix has 90 at \[2, 0\], where copy_ leaves -1"):
         check("does not", Peer(plain.calls, plain.buffers, plain.sets, fill=filling.fill))
+
+
+def test_a_step_fills_and_then_replays_the_model(monkeypatch):
+    order = []
+    monkeypatch.setattr(peers, "capture", lambda calls: SimpleNamespace(replay=calls[0]))
+    workload = sections.dense_pairs(2, torch.device("cpu"))
+
+    def factory(buffers, sets):
+        return Peer([lambda i=i: order.append(i) for i in range(len(sets))], buffers, sets)
+
+    step = peers.before_model(workload.buffers, workload.sets, factory, lambda: order.append("model"))
+    step.calls[2]()
+    step.calls[0]()
+    peers.model_alone(workload.buffers, workload.sets, lambda: order.append("alone")).calls[1]()
+    assert order == [2, "model", 0, "model", "alone"]
+
+
+def test_a_compiled_peer_that_does_not_run_is_left_out():
+    def fails():
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(Unavailable, match="RuntimeError: no such kernel"):
+        peers._tried(Peer([fails], {}, []))
 
 
 def test_the_model_runs_and_leaves_the_buffers():
