@@ -102,6 +102,7 @@ def gpu(device: torch.device, quick: bool) -> Section:
     buffers = capture_buffers(max(batch_sizes), max(fitting) + WIDER, device)
     odd_and_aligned = [((64, 1023), (66, 992)), ((256, 4095), (260, 4032))][: 1 if quick else 2]
     cast_sizes = [(64, 1024)] if quick else [(64, 1024), (256, 4096), (512, 32768)]
+    cast_sizes = [(rows, columns) for rows, columns in cast_sizes if 40 * (SETS + 3) * rows * columns < free_bytes]
     return Section(
         ["gpu"],
         [
