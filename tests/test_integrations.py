@@ -107,6 +107,31 @@ def test_minisgl_flag_is_off_by_default():
     assert line == "USE_FUSED_COPY = EnvBool(False)"  # MINISGL_ comes before every name there
 
 
+# --- SGLang -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE"])
+def test_sglang_resets_with_the_copy_what_it_copies_and_resets(policy):
+    added = functions("sglang", "python/sglang/srt/model_executor/cuda_graph_buffer_registry.py")
+    names = ("FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE")
+    added["PaddingPolicy"], added["torch"] = SimpleNamespace(**{name: name for name in names}), torch
+    batch = SimpleNamespace(seq_lens=torch.zeros(3), without=None)
+
+    def is_filled(**changed):
+        slot = {"buffer": SimpleNamespace(is_cuda=True), "copy_from_fb": True, "source_fn": None, "name": "seq_lens"}
+        return added["fills_tail_with_copy"](SimpleNamespace(padding_policy=policy, **slot | changed), batch)
+
+    assert is_filled() == (policy in ("FILL_SENTINEL", "ZERO"))
+    for leaves_it_to_the_reset in (
+        {"buffer": SimpleNamespace(is_cuda=False)},
+        {"copy_from_fb": False},
+        {"source_fn": print},
+        {"name": "without"},
+        {"name": "absent"},
+    ):
+        assert not is_filled(**leaves_it_to_the_reset)
+
+
 # --- nano-vllm, vLLM, torch: what is removed against what is added ------------------------------------------------
 
 

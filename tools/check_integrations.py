@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCHES = {path.stem: path for path in sorted((ROOT / "docs" / "integrations").glob("*.patch"))}
-MINISGL_BACK_ENDS = ("fa", "trtllm", "fi")
+MINISGL_BACK_ENDS = ("fa", "trtllm", "fi", "hybrid")
 
 
 class Mismatch(Exception):

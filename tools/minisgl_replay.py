@@ -29,7 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from fused_copy.decode import DUMMY_SLOT, DecodeLoop, Step
 
 BACK_ENDS = {"fa": "FlashAttentionBackend", "trtllm": "TensorRTLLMBackend", "fi": "FlashInferBackend"}
-PAGE_SIZE = {"fa": 1, "trtllm": 16, "fi": 1}
+HYBRID = "hybrid"
+"""FlashAttention for the decode, and a back end for the prefill that is never called."""
+PAGE_SIZE = {"trtllm": 16}
 VOCAB_SIZE = 8
 POISON = 77
 
@@ -38,7 +40,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tree", type=Path, help="mini-sglang's source tree")
-    parser.add_argument("--back-end", choices=BACK_ENDS, required=True)
+    parser.add_argument("--back-end", choices=[*BACK_ENDS, HYBRID], required=True)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -53,7 +55,7 @@ def run(tree: Path, back_end: str, steps: int, device: torch.device) -> dict[str
         max_seq_len=512,
         prompt_len=(4, 400),
         new_tokens=(2, 60),
-        page_size=PAGE_SIZE[back_end],
+        page_size=PAGE_SIZE.get(back_end, 1),
         device=device,
     )
     engine = Engine(tree, back_end, loop, device)
@@ -75,7 +77,8 @@ class Engine:
     def __init__(self, tree: Path, back_end: str, loop: DecodeLoop, device: torch.device) -> None:
         replace_heavy_modules(tree / "python" / "minisgl")
         self.core = importlib.import_module("minisgl.core")
-        attention = importlib.import_module(f"minisgl.attention.{back_end}")
+        decode_back_end = "fa" if back_end == HYBRID else back_end
+        attention = importlib.import_module(f"minisgl.attention.{decode_back_end}")
         graph = importlib.import_module("minisgl.engine.graph")
         importlib.import_module("minisgl.distributed.info").set_tp_info(0, 1)
 
@@ -92,7 +95,10 @@ class Engine:
             if back_end == "fi":  # it asserts that tensors are on a GPU
                 attention.FIMetadata.__post_init__ = lambda metadata: None
         config = SimpleNamespace(head_dim=64, num_qo_heads=4, num_kv_heads=4)
-        self.back_end = getattr(attention, BACK_ENDS[back_end])(config)
+        self.back_end = decode = getattr(attention, BACK_ENDS[decode_back_end])(config)
+        if back_end == HYBRID:
+            self.back_end = importlib.import_module("minisgl.attention.base").HybridBackend(None, decode)
+        self.decode_back_end = decode
         self.runner = graph.GraphRunner(
             stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
             device=device,
@@ -143,7 +149,7 @@ class Engine:
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """Every static buffer that a replay may write or read."""
-        capture, buffer = self.back_end.capture, self.runner.buffer
+        capture, buffer = self.decode_back_end.capture, self.runner.buffer
         return {
             "input_ids": buffer.input_ids,
             "out_loc": buffer.out_loc,
