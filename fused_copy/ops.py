@@ -138,10 +138,12 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
     )
     for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
         torch._check(
-            to.device == dst[0].device and source.device == to.device,
+            # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
+            to.device == dst[0].device
+            and (source.device == to.device or (source.device.type == "cpu" and to.device.type == "cuda")),
             lambda pair=pair, to=to, source=source: (
                 f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, "
-                f"destination 0 on {dst[0].device}: pass tensors of one device"
+                f"destination 0 on {dst[0].device}: pass tensors of one device, or pinned sources for a GPU"
             ),
         )
         torch._check(

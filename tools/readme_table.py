@@ -71,20 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def newest(folder: Path) -> Path:
-    """The results file with the latest date of measurement."""
-    dates = {path: json.loads(path.read_text())["machine"]["date"] for path in folder.glob("*.json")}
+    """The benchmark's results file with the latest date of measurement; decode-*.json are of examples/decode.py."""
+    files = [path for path in folder.glob("*.json") if not path.name.startswith("decode-")]
+    dates = {path: json.loads(path.read_text())["machine"]["date"] for path in files}
     if not dates:
         raise ValueError(f"there is no results file in {folder}")
     return max(dates, key=dates.__getitem__)
 
 
-def with_table(readme: str, table: str) -> str:
+def with_table(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """The README with ``table`` between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the README has no {BEGIN} with {END} after it")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    before, begins, rest = readme.partition(begin)
+    _, ends, after = rest.partition(end)
+    if not (begins and ends):
+        raise ValueError(f"the README has no {begin} with {end} after it")
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def pictures(path: Path, file: str) -> list[str]:
