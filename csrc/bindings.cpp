@@ -100,9 +100,9 @@ py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle n
 }
 
 // None where the destinations are for the dispatcher.
-std::shared_ptr<BoundPlan> bind_plan(py::tuple dst, py::handle fill, py::object names) {
+std::shared_ptr<BoundPlan> bind_plan(py::tuple dst, py::handle fill, py::object names, py::object elsewhere) {
   try {
-    return std::make_shared<BoundPlan>(std::move(dst), fill, std::move(names));
+    return std::make_shared<BoundPlan>(std::move(dst), fill, std::move(names), std::move(elsewhere));
   } catch (NotPlain) {
     return nullptr;
   }
@@ -129,5 +129,5 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   py::class_<GraphCopy, std::shared_ptr<GraphCopy>>(module, "BoundGraphCopy")
       .def_property_readonly("launches", &GraphCopy::launches)
       .def_property_readonly("update", &bind_update);
-  module.def("bind", &bind_plan, py::arg("dst"), py::arg("fill"), py::arg("names"));
+  module.def("bind", &bind_plan, py::arg("dst"), py::arg("fill"), py::arg("names"), py::arg("elsewhere"));
 }

@@ -148,39 +148,39 @@ __device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, 
   }
 }
 
-// One row whose units are those of the address space: the first and the last may lie in it only in part.
+__device__ inline void copy_bytes(uint64_t src, uint64_t dst, int64_t count) {
+#pragma unroll 1
+  for (int64_t i = 0; i < count; ++i) {
+    *reinterpret_cast<uint8_t*>(dst + i) = *reinterpret_cast<const uint8_t*>(src + i);
+  }
+}
+
+// A tile of one row whose units are those of the address space: the row's first and its last may lie in it only in
+// part, and the last of its columns may be beyond it.
 template <int kBytes>
 __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
-  const int64_t phase = tile.dst % kBytes;
-  const uint64_t src = tile.src - phase;
-  const uint64_t dst = tile.dst - phase;
+  constexpr int64_t step = kWarpLanes * kBytes;
+  const auto phase = static_cast<int64_t>(tile.dst % kBytes);
   const int64_t end = phase + tile.row_bytes;
-  for (uint32_t first = lane; first < tile.columns; first += kBatch * kWarpLanes) {
-    Unit<kBytes> units[kBatch];
-    const auto offset = [&](int i) {
-      return static_cast<int64_t>(tile.first_column + first + i * kWarpLanes) * kBytes;
-    };
-    const auto whole = [&](int i) { return offset(i) >= phase && offset(i) + kBytes <= end; };
-    if (whole(0) && whole(kBatch - 1) && first + (kBatch - 1) * kWarpLanes < tile.columns) {
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + offset(i));
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) *reinterpret_cast<Unit<kBytes>*>(dst + offset(i)) = units[i];
-      continue;
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i * kWarpLanes >= tile.columns) break;
-      if (whole(i)) {
-        *reinterpret_cast<Unit<kBytes>*>(dst + offset(i)) = *reinterpret_cast<const Unit<kBytes>*>(src + offset(i));
-      } else {
-        const int64_t begin = max(offset(i), phase);
-        for (int64_t at = begin; at < min(offset(i) + kBytes, end); ++at) {
-          *reinterpret_cast<uint8_t*>(dst + at) = *reinterpret_cast<const uint8_t*>(src + at);
-        }
-      }
-    }
+  const int64_t first = (static_cast<int64_t>(tile.first_column) + lane) * kBytes;
+  const int64_t tile_end = min(end, static_cast<int64_t>(tile.first_column + tile.columns) * kBytes);
+  if (first >= tile_end) return;
+  uint64_t src = tile.src - phase + first;
+  uint64_t dst = tile.dst - phase + first;
+  auto count = static_cast<uint32_t>((tile_end - first + step - 1) / step);
+  const int64_t last = first + (count - 1) * step;
+  const bool cut_last = last + kBytes > end;
+  if (first < phase) {
+    const int64_t bytes = min(end, static_cast<int64_t>(kBytes)) - phase;
+    copy_bytes(src + phase, dst + phase, bytes);
+    if (count == 1) return;
+    src += step;
+    dst += step;
+    --count;
   }
+  if (cut_last) --count;
+  copy_units<kBytes>(src, dst, step, step, count);
+  if (cut_last) copy_bytes(src + count * step, dst + count * step, end - last);
 }
 
 // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.

@@ -32,8 +32,10 @@ T& self_of(PyObject* capsule) {
 }
 
 PyObject* call_replay(PyObject* self, PyObject* const* sources, Py_ssize_t count) {
-  return translate_errors(
-      [&] { return PyBool_FromLong(self_of<BoundPlan>(self).replay({sources, static_cast<size_t>(count)})); });
+  return translate_errors([&] {
+    self_of<BoundPlan>(self).replay({sources, static_cast<size_t>(count)});
+    return Py_NewRef(Py_None);
+  });
 }
 
 PyObject* call_update(PyObject* self, PyObject* const* sources, Py_ssize_t count) {
@@ -44,7 +46,8 @@ PyObject* call_update(PyObject* self, PyObject* const* sources, Py_ssize_t count
 }
 
 PyMethodDef replay_method = {"replay", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_replay)),
-                             METH_FASTCALL, "replay(*sources) -> bool"};
+                             METH_FASTCALL,
+                             "replay(*sources) -> None: copies every source into its destination, in one launch."};
 PyMethodDef update_method = {"update", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_update)),
                              METH_FASTCALL, "update(*sources) -> None: the graph's next launches copy these sources."};
 
@@ -64,8 +67,8 @@ constexpr const char* kPlainSources =
 
 }  // namespace
 
-BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names)
-    : destinations_(std::move(destinations)), names_(std::move(names)) {
+BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names, py::object elsewhere)
+    : destinations_(std::move(destinations)), names_(std::move(names)), elsewhere_(std::move(elsewhere)) {
   std::vector<TensorView> views;
   if (!read_tensors(items_of(destinations_), "destination", names_, views) || is_intercepted()) throw NotPlain();
   read_autograd(items_of(destinations_), views);
@@ -101,15 +104,19 @@ std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources
   });
 }
 
-bool BoundPlan::replay(TensorSpan sources) const {
-  if (use_reference) return false;
-  BorrowedWorkspace work;
-  const bool grad_mode = aoti_torch_grad_mode_is_enabled();
-  const auto launches = plan(sources, grad_mode, *work);
-  if (!launches) return false;
-  if (grad_mode) call(torch_api.increment_version, destinations_.ptr());
-  run_call(*launches, device(), work->source_views, [&](size_t i) { return own_handle(handle_of(sources[i])); });
-  return true;
+void BoundPlan::replay(TensorSpan sources) const {
+  if (!use_reference) {
+    BorrowedWorkspace work;
+    const bool grad_mode = aoti_torch_grad_mode_is_enabled();
+    if (const auto launches = plan(sources, grad_mode, *work)) {
+      if (grad_mode) call(torch_api.increment_version, destinations_.ptr());
+      run_call(*launches, device(), work->source_views, [&](size_t i) { return own_handle(handle_of(sources[i])); });
+      return;
+    }
+  }
+  const auto result =
+      py::reinterpret_steal<py::object>(PyObject_Vectorcall(elsewhere_.ptr(), sources.data(), sources.size(), nullptr));
+  if (!result) throw py::error_already_set();
 }
 
 std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, py::object graph, py::tuple sources) {

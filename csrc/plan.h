@@ -14,12 +14,12 @@ struct NotPlain {};
 class BoundPlan {
  public:
   // Throws as a call with these destinations does, NotPlain where they are for the dispatcher.
-  BoundPlan(py::tuple destinations, py::handle fill, py::object names);
+  // `elsewhere(*sources)` is for calls that are for the dispatcher or the reference.
+  BoundPlan(py::tuple destinations, py::handle fill, py::object names, py::object elsewhere);
   BoundPlan(const BoundPlan&) = delete;
   BoundPlan& operator=(const BoundPlan&) = delete;
 
-  // Copies. False, and nothing done, where the call is for the dispatcher or the reference.
-  bool replay(TensorSpan sources) const;
+  void replay(TensorSpan sources) const;
 
   // Reads the sources into the workspace and plans the launches that copy them. None where they are for the dispatcher.
   std::optional<std::span<const PlannedLaunch>> plan(TensorSpan sources, bool grad_mode, Workspace& work) const;
@@ -31,6 +31,7 @@ class BoundPlan {
 
   py::tuple destinations_;
   py::object names_;
+  py::object elsewhere_;
   std::vector<int64_t> shapes_;  // sizes and strides that the views point to, so that the tensors may change theirs
   Destinations bound_;
 };

@@ -25,8 +25,8 @@ constexpr uint64_t kManyTiles = 512;
 // On the CPU a tile is a memcpy.
 constexpr int kCpuTileBytesLog2 = 16;
 
-// Ragged rows shorter than this gain nothing from wide accesses: too many of their units are cut.
-constexpr int64_t kMinRaggedRowBytes = 256;
+// Shorter rows gain less from wide accesses than the launch loses by no longer being plain.
+constexpr int64_t kMinRaggedRowBytes = 4096;
 
 struct DTypeInfo {
   const char* name;

@@ -31,16 +31,22 @@ class Plan:
         self.names = names
         self.destinations = tuple(destinations)
         self.fill = None if fills is None else tuple(fills)
-        self._bound = None if is_dynamo_compiling() else _C.bind(self.destinations, self.fill, names)
-        self._replay = _is_for_the_dispatcher if self._bound is None else self._bound.replay
+        elsewhere = _elsewhere(self.destinations, self.fill, names)
+        self._bound = None if is_dynamo_compiling() else _C.bind(self.destinations, self.fill, names, elsewhere)
+        self._replay = elsewhere if self._bound is None else self._bound.replay
 
-    def replay(self, *sources: torch.Tensor) -> None:
-        """Copies every source into the leading corner of its destination, in the destinations' order, in one launch.
+    @property
+    def replay(self) -> Callable[..., None]:
+        """``replay(*sources)`` copies every source into the leading corner of its destination, in the destinations'
+        order, in one launch.
 
-        Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`.
+        Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`. What the attribute
+        yields is a C function that may be kept for the plan's life; ``torch.compile`` sees one that calls the op.
         """
-        if is_dynamo_compiling() or not self._replay(*sources):
-            replay_elsewhere(self.destinations, sources, self.fill, self.names)
+        return self._replay_traced if is_dynamo_compiling() else self._replay
+
+    def _replay_traced(self, *sources: torch.Tensor) -> None:
+        replay_elsewhere(self.destinations, sources, self.fill, self.names)
 
     def capture(self, graph: torch.cuda.CUDAGraph, *sources: torch.Tensor) -> GraphCopy:
         """Records the copy as a node of the graph that is being captured on the destinations' device's current stream.
@@ -100,5 +106,8 @@ class GraphCopy:
         return f"fused_copy.GraphCopy with {self.launches} launches of\n{self.plan!r}"
 
 
-def _is_for_the_dispatcher(*_: torch.Tensor) -> bool:
-    return False
+def _elsewhere(
+    destinations: tuple[torch.Tensor, ...], fill: tuple[float | None, ...] | None, names: tuple[str, ...] | None
+) -> Callable[..., None]:
+    # Not a method of the plan: its binary part holds this, and would hold the plan itself forever.
+    return lambda *sources: replay_elsewhere(destinations, sources, fill, names)
