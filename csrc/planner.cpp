@@ -182,8 +182,12 @@ bool share_elements(const TensorView& a, const TensorView& b) {
   TermList list;
   // a + sum(i * s) = b + sum(j * t) with every t * j written as t * most - t * (most - j), so that all terms add.
   __int128 distance = static_cast<__int128>(b.address) - a.address;
-  for (int64_t d = 0; d < a.rank; ++d) list.add(a.strides[d] * a_item, a.sizes[d] - 1);
+  // A dimension of one has any stride, whose product with the element size may not be a number any more.
+  for (int64_t d = 0; d < a.rank; ++d) {
+    if (a.sizes[d] > 1) list.add(a.strides[d] * a_item, a.sizes[d] - 1);
+  }
   for (int64_t d = 0; d < b.rank; ++d) {
+    if (b.sizes[d] == 1) continue;
     list.add(b.strides[d] * b_item, b.sizes[d] - 1);
     distance += static_cast<__int128>(b.strides[d]) * b_item * (b.sizes[d] - 1);
   }
