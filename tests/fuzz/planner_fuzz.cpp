@@ -16,6 +16,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <random>
 #include <string>
 #include <unordered_set>
@@ -106,8 +108,9 @@ void any_flags(Input& in, TensorView& view) {
 }
 
 Fill any_fill(Input& in) {
-  constexpr std::array kNumbers = {0.0,   1.0,     -1.0,    7.0, 0.5,    -1.75,   255.0,  256.0,    -128.0,
-                                   448.0, 57344.0, 65504.0, 2.0, 0x1p-9, 0x1p-24, 0x1p63, 0x1p-127, -0.0};
+  constexpr std::array kNumbers = {0.0,     1.0,    -1.0,     7.0,      0.5,     -1.75,   255.0, 256.0,
+                                   -128.0,  448.0,  480.0,    57344.0,  65504.0, 65536.0, 2.0,   0x1p-9,
+                                   0x1p-24, 0x1p63, 0x1p-127, 0x1p-128, 0x1p128, -0.0};
   const uint8_t pick = in.byte();
   if (pick < 128) return std::nullopt;
   if (pick == 255) return std::bit_cast<double>(in.word());
@@ -380,11 +383,12 @@ Case small_case(Input& in) {
       other = cast < 240 ? static_cast<DType>(cast % kCastableDTypes) : any_dtype(in);
     }
     place(dst, dst_end, kDstArena, dtype);
-    if (const uint8_t shared = in.byte(); shared >= 252) {
+    if (const uint8_t shared = in.byte(); shared >= 248) {
       place(src, dst_end, kDstArena, other);
-      if (shared == 255) {
+      if (shared >= 254) {
         src.view.address = dst.view.address;
-        for (size_t d = 0; d < std::min(rank, src.strides.size()); ++d) src.strides[d] = dst.strides[d];
+        for (size_t d = 0; shared == 255 && d < std::min(rank, src.strides.size()); ++d)
+          src.strides[d] = dst.strides[d];
         src.view.storage_bytes = std::min<int64_t>(byte_extent(src.view), 1 << 20);
       }
     } else {
@@ -617,15 +621,16 @@ Case wild_case(Input& in) {
   const size_t pairs = 1 + in.byte() % 3;
   const Device device{in.byte() % 2 ? DeviceType::Cuda : DeviceType::Cpu, 0};
   call.has_fills = in.byte() % 2;
+  const bool huge = in.rarely();  // each about as much as one launch can number the tiles of
   call.dst.resize(pairs);
   call.src.resize(pairs);
   for (size_t i = 0; i < pairs; ++i) {
-    const size_t rank = in.rarely() ? in.byte() % 70 : in.byte() % 7;
+    const size_t rank = huge ? 1 : in.rarely() ? in.byte() % 70 : in.byte() % 7;
     for (Tensor* tensor : {&call.dst[i], &call.src[i]}) {
       const bool any = in.rarely();
       int64_t step = 1;
       for (size_t d = 0; d < rank; ++d) {
-        const int64_t size = wild_number(in);
+        const int64_t size = huge ? int64_t{1} << 42 : wild_number(in);
         tensor->sizes.push_back(any || tensor == &call.dst[i] ? size : std::min(size, call.dst[i].sizes[d]));
         // Strides that grow keep elements apart, so that some calls go through.
         tensor->strides.push_back(any ? wild_number(in) : step);
@@ -693,6 +698,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<TensorView> dst, src;
   for (const Tensor& tensor : call.dst) dst.push_back(tensor.view);
   for (const Tensor& tensor : call.src) src.push_back(tensor.view);
+  // As for pinned sources, before anything is checked.
+  for (const TensorView& view : src) byte_extent(view);
   try {
     destinations.bind(dst, call.has_fills ? &call.fills : nullptr);
     const auto launches = planner.plan(destinations, src);
@@ -712,22 +719,27 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 }
 
 #ifdef FUSED_COPY_FUZZ_MAIN
-// planner_fuzz SECONDS [SEED [INPUTS]]: random inputs for that long, or that many of them.
+// planner_fuzz SECONDS SEED [FILE...]: the inputs in the files, then random ones for that long.
 int main(int argc, char** argv) {
-  const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
-  std::mt19937_64 random(argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 0);
-  const uint64_t most = argc > 3 ? std::strtoull(argv[3], nullptr, 10) : UINT64_MAX;
-  const auto begin = std::chrono::steady_clock::now();
-  const auto passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
   uint64_t inputs = 0;
   std::vector<uint8_t> data;
-  for (; inputs < most && passed() < seconds; ++inputs) {
+  const auto run = [&] {
+    LLVMFuzzerTestOneInput(data.data(), data.size());
+    ++inputs;
+  };
+  for (int i = 3; i < argc; ++i) {
+    std::ifstream file(argv[i], std::ios::binary);
+    data.assign(std::istreambuf_iterator<char>(file), {});
+    run();
+  }
+  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(std::atof(argv[1]));
+  std::mt19937_64 random(std::strtoull(argv[2], nullptr, 10));
+  while (std::chrono::steady_clock::now() < end) {
     data.resize(random() % 256);
     for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
-    LLVMFuzzerTestOneInput(data.data(), data.size());
+    run();
   }
-  std::printf("planner_fuzz: %llu inputs in %.0f s, no fault: %llu planned, %llu refused\n",
-              static_cast<unsigned long long>(inputs), passed(), static_cast<unsigned long long>(planned),
-              static_cast<unsigned long long>(refused));
+  std::printf("%llu inputs, %llu planned, %llu refused\n", static_cast<unsigned long long>(inputs),
+              static_cast<unsigned long long>(planned), static_cast<unsigned long long>(refused));
 }
 #endif
