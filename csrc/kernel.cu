@@ -281,11 +281,19 @@ const void* kernel_for(const PlannedLaunch& launch) {
   return pick.template operator()<kLaunchWords[2]>();
 }
 
+const char* advice(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInsufficientDriver: return ": update the driver, or build this package with an older nvcc";
+    case cudaErrorInitializationError: return ": CUDA does not survive a fork; start processes by spawn";
+    default: return "";
+  }
+}
+
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // what is not sticky must not surface at somebody else's next call
   throw std::runtime_error(std::string("fused_copy: ") + what + " failed: " + cudaGetErrorName(error) + ": " +
-                           cudaGetErrorString(error));
+                           cudaGetErrorString(error) + advice(error));
 }
 
 uint32_t blocks_of(const PlannedLaunch& launch) {
