@@ -652,12 +652,20 @@ Case wild_case(Input& in) {
   return call;
 }
 
-bool within(const TensorView& view, uint64_t begin, uint64_t bytes) {
-  const auto extent = static_cast<uint64_t>(byte_extent(view));
-  return begin >= view.address && bytes <= extent && begin - view.address <= extent - bytes;
-}
+struct Range {
+  uint64_t begin;
+  uint64_t bytes;
+  explicit Range(const Tensor& tensor)
+      : begin(tensor.view.address), bytes(static_cast<uint64_t>(byte_extent(tensor.view))) {}
+  bool holds(uint64_t first, int64_t count) const {
+    const auto size = static_cast<uint64_t>(count);
+    return first >= begin && size <= bytes && first - begin <= bytes - size;
+  }
+};
 
 void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
+  const std::vector<Range> dst_ranges(call.dst.begin(), call.dst.end());
+  const std::vector<Range> src_ranges(call.src.begin(), call.src.end());
   for (const PlannedLaunch& launch : launches) {
     check_form(call, launch);
     const LaunchHeader& header = launch.header();
@@ -670,9 +678,9 @@ void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
         if (&find_task(launch.params.words, tile) != &tasks[i]) fail(call, "a tile found another task than its own");
         walk_tile(call, launch.params.words, tile,
                   [&](const Task&, uint64_t dst, uint64_t src, int64_t dst_bytes, int64_t src_bytes, int) {
-                    for (size_t pair = 0; pair < call.dst.size(); ++pair) {
-                      if (within(call.dst[pair].view, dst, static_cast<uint64_t>(dst_bytes)) &&
-                          (src_bytes == 0 || within(call.src[pair].view, src, static_cast<uint64_t>(src_bytes)))) {
+                    for (size_t pair = 0; pair < dst_ranges.size(); ++pair) {
+                      if (dst_ranges[pair].holds(dst, dst_bytes) &&
+                          (src_bytes == 0 || src_ranges[pair].holds(src, src_bytes))) {
                         return;
                       }
                     }
