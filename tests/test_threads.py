@@ -138,7 +138,12 @@ def test_a_finalizer_may_copy():
 
 @pytest.mark.skipif(not FREE_THREADED, reason="needs a free-threaded Python")
 def test_importing_keeps_the_gil_off(tmp_path):
-    script = "import sys, torch; before = sys._is_gil_enabled(); import fused_copy; assert sys._is_gil_enabled() == before"
+    script = """if True:
+        import sys, torch
+        before = sys._is_gil_enabled()
+        import fused_copy
+        assert sys._is_gil_enabled() == before
+    """
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", script]  # Python warns where a module turns it on
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr

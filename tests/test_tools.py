@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import fused_copy
-
 TOOLS = Path(__file__).parent.parent / "tools"
 
 
@@ -203,7 +201,12 @@ def test_the_page_is_up_to_date(tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize(
     "guard",
-    [None, "source.sizes[d] > destination.sizes[d]", "share_elements(source, destination)", "bytes > view.storage_bytes"],
+    [
+        None,
+        "source.sizes[d] > destination.sizes[d]",
+        "share_elements(source, destination)",
+        "bytes > view.storage_bytes",
+    ],
     ids=["as it is", "source larger", "source in a destination", "storage too small"],
 )
 def test_fuzz_target_finds_a_guard_that_is_missing(tmp_path, guard):

@@ -29,6 +29,8 @@ TARGET = ROOT / "tests/fuzz/planner_fuzz.cpp"
 PLANNER = ROOT / "csrc/planner.cpp"
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SEEDS = 200
+WHAT = "planner fuzzed with ASan and UBSan"
+TRIAL = '#include <span>\nextern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }\n'
 
 
 def main() -> int:
@@ -53,7 +55,7 @@ def main() -> int:
         inputs = fuzz(clang, work, corpus, args.seconds, args.seed)
         seconds = time.monotonic() - begin
         if inputs is None:
-            record.write(args, tool="fuzz_planner", what="planner fuzzed", cases=0, unit="inputs", seconds=seconds, faults=1)
+            record.write(args, tool="fuzz_planner", what=WHAT, cases=0, unit="inputs", seconds=seconds, faults=1)
             return 1
         branches, missed = measure_coverage(clang, work, corpus, args.seed)
     taken = 100 * (branches - len(missed)) / branches
@@ -63,7 +65,7 @@ def main() -> int:
     record.write(
         args,
         tool="fuzz_planner",
-        what="planner fuzzed with ASan and UBSan",
+        what=WHAT,
         cases=inputs,
         unit="inputs",
         seconds=seconds,
@@ -79,13 +81,14 @@ def main() -> int:
 
 def find_clang(work: Path) -> str | None:
     """The first compiler that links a fuzz target and whose coverage tools are there."""
-    (work / "trial.cpp").write_text('#include <span>\nextern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }\n')
+    (work / "trial.cpp").write_text(TRIAL)
     names = [os.environ.get("CXX"), *(f"clang++-{version}" for version in range(22, 13, -1)), "clang++"]
     for name in filter(None, names):
-        command = [name, "-std=c++20", "-fsanitize=fuzzer,address", work / "trial.cpp", "-o", work / "trial"]
-        if shutil.which(name) and shutil.which(llvm(name, "cov")) and shutil.which(llvm(name, "profdata")):
-            if subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                return name
+        if not all(map(shutil.which, (name, llvm(name, "cov"), llvm(name, "profdata")))):
+            continue
+        command = [name, "-std=c++20", "-fsanitize=fuzzer,address", str(work / "trial.cpp"), "-o", str(work / "trial")]
+        if subprocess.run(command, capture_output=True, check=False).returncode == 0:
+            return name
     return None
 
 
@@ -114,10 +117,9 @@ def fuzz(clang: str, work: Path, corpus: Path, seconds: int, seed: int) -> int |
     """How many inputs were tried. None, and what was found is printed, where one failed."""
     link = ["-fsanitize=fuzzer,address,undefined"]
     fuzzer = build(clang, work, "fuzzer", SANITIZERS, [*SANITIZERS, "-fsanitize=fuzzer-no-link"], link)
-    command = [fuzzer, f"-max_total_time={seconds}", f"-seed={seed}", "-max_len=512", "-timeout=20"]
-    run = subprocess.run(
-        [*command, "-print_final_stats=1", "-artifact_prefix=planner-", corpus], capture_output=True, text=True, check=False
-    )
+    limits = [f"-max_total_time={seconds}", f"-seed={seed}", "-max_len=512", "-timeout=20"]
+    command = [str(fuzzer), *limits, "-print_final_stats=1", "-artifact_prefix=planner-", str(corpus)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode != 0:
         print(run.stdout + run.stderr[-8000:])
         kept = Path("planner_fuzz").resolve()
@@ -135,12 +137,11 @@ def measure_coverage(clang: str, work: Path, corpus: Path, seed: int) -> tuple[i
     binary = build(clang, work, "covered", ["-DFUSED_COPY_FUZZ_MAIN"], counted, ["-fprofile-instr-generate"])
     raw, profile = work / "covered.profraw", work / "covered.profdata"
     environment = {**os.environ, "LLVM_PROFILE_FILE": str(raw)}
-    run = subprocess.run(
-        [binary, "10", str(seed), *sorted(corpus.iterdir())], env=environment, capture_output=True, text=True, check=True
-    )
+    command = [str(binary), "10", str(seed), *map(str, sorted(corpus.iterdir()))]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     print(f"coverage of: {run.stdout.strip()}")
     subprocess.run([llvm(clang, "profdata"), "merge", raw, "-o", profile], check=True)
-    command = [llvm(clang, "cov"), "export", binary, f"-instr-profile={profile}", PLANNER]
+    command = [llvm(clang, "cov"), "export", str(binary), f"-instr-profile={profile}", str(PLANNER)]
     exported = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     # A branch is a line, three more numbers of its place, how often it was true, how often false. Templates repeat it.
     taken: dict[tuple[int, int, bool], int] = {}

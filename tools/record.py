@@ -1,4 +1,4 @@
-"""What a check found, as a JSON file for benchmarks/results/reliability, from which docs/reliability.md has its table."""
+"""What a check found, as a JSON file. docs/reliability.md has a table of those in benchmarks/results/reliability."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write(
-    args: argparse.Namespace, *, tool: str, what: str, cases: int, unit: str, seconds: float, faults: int, **details: object
+    args: argparse.Namespace,
+    *,
+    tool: str,
+    what: str,
+    cases: int,
+    unit: str,
+    seconds: float,
+    faults: int,
+    **details: object,
 ) -> None:
     """Write the file, if one was asked for. ``cases`` counts what ``unit`` names."""
     if args.json is None:

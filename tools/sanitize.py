@@ -129,8 +129,10 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float) -
     output = done.stdout + done.stderr
     passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))
     ours, others = reports(output)
-    wrong = bool(ours or failed or not passed or (done.returncode not in (0, FAULT)) or (done.returncode and not others))
-    line = f"{head}: {passed} passed, {failed} failed, {ours} faults in this package's kernels, {others} in others, {seconds:.0f} s"
+    unexplained = done.returncode not in (0, FAULT) or (done.returncode == FAULT and not others)
+    wrong = bool(ours or failed or not passed or unexplained)
+    counts = f"{passed} passed, {failed} failed, {ours} faults in this package's kernels, {others} in others"
+    line = f"{head}: {counts}, {seconds:.0f} s"
     if wrong:
         print(output[-6000:])
         line += f", EXIT STATUS {done.returncode}"

@@ -84,7 +84,8 @@ class Worker:
         self.checks += 1
         for name, buffer in way.buffers.items():
             if not torch.equal(buffer, expected[name]):
-                self.faults.append(f"{self.device}, {way.name}, replay {way.replays}: {name} is not what copy_ makes it")
+                place = f"{self.device}, {way.name}, replay {way.replays}"
+                self.faults.append(f"{place}: {name} is not what copy_ makes it")
 
 
 def main() -> int:
@@ -130,10 +131,9 @@ def main() -> int:
             faults.append(f"memory of {place} grew by {more:,} bytes")
     replays = sum(worker.replays for worker in workers)
     checks = sum(worker.checks for worker in workers)
-    print(
-        f"{replays:,} replays on {', '.join(map(str, devices))} in {seconds:.0f} s by {', '.join(names)}; {checks:,} steps "
-        f"checked, {len(faults)} faults; memory grew by {', '.join(f'{more:,}' for more in growth)} bytes (host, GPUs)"
-    )
+    print(f"{replays:,} replays on {', '.join(map(str, devices))} in {seconds:.0f} s by {', '.join(names)}")
+    print(f"{checks:,} steps checked, {len(faults)} faults")
+    print(f"memory grew by {', '.join(f'{more:,}' for more in growth)} bytes (host, GPUs)")
     for fault in faults:
         print(f"soak: {fault}", file=sys.stderr)
     record.write(
