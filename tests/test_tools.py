@@ -191,10 +191,6 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 0
 
 
-def test_the_page_is_up_to_date(tmp_path):
-    assert run_tool("reliability_table.py", "--check", folder=tmp_path).returncode == 0
-
-
 # --- the fuzzer ---------------------------------------------------------------------------------------------------
 
 

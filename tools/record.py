@@ -49,6 +49,7 @@ def write(
         "machine": {"gpus": gpus(), "processor": platform.machine(), "python": platform.python_version()},
         **details,
     }
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(found, indent=1) + "\n")
 
 

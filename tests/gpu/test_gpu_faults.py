@@ -14,46 +14,49 @@ import fused_copy
 # Each in a process of its own: these leave captures broken, or a process without a GPU.
 
 BAD_LAUNCH = """
-    import fused_copy, torch
+    import fused_copy, os, torch
     dst, src = torch.zeros(8, device="cuda"), torch.ones(5, device="cuda")
     plan = fused_copy.Plan([dst])
-    plan.replay(src)
-    ways = {
+    way = {
         "op": lambda: torch.ops.fused_copy.replay([dst], [src]),
         "python": lambda: fused_copy.replay([dst], [src]),
         "plan": lambda: plan.replay(src),
-    }
-    for name, way in ways.items():
-        dst.zero_()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                try:
-                    torch.cuda.synchronize()  # forbidden here, which breaks the capture: the next launch is a bad one
-                except RuntimeError:
-                    pass
-                try:
-                    way()
-                except RuntimeError as error:
-                    print(name, error, flush=True)
-                else:
-                    raise AssertionError(f"{name}: launched into a broken capture")
-        except RuntimeError:
-            pass  # the capture's own end
-        torch.cuda.synchronize()  # would tell of an error that was left behind
-        assert dst.sum() == 0, "written"
-        way()
-        assert dst.tolist() == [1] * 5 + [0] * 3
+    }[os.environ["WAY"]]
+    way()
+    dst.zero_()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            try:
+                torch.cuda.synchronize()  # forbidden here, which breaks the capture: the next launch is a bad one
+            except RuntimeError:
+                pass
+            try:
+                way()
+            except RuntimeError as error:
+                print(error, flush=True)
+            else:
+                raise AssertionError("launched into a broken capture")
+    except RuntimeError:
+        pass  # the capture's own end
+    torch.cuda.synchronize()  # would tell of an error that was left behind
+    assert dst.sum() == 0, "written"
+    way()
+    torch.cuda.synchronize()
+    assert dst.tolist() == [1] * 5 + [0] * 3
     print("done")
 """
 
 
-def test_a_launch_that_cuda_refuses_is_an_error_and_leaves_none_behind(tmp_path):
-    *told, _ = run_script(BAD_LAUNCH, tmp_path).splitlines()
-    assert [line.split()[0] for line in told] == ["op", "python", "plan"]
-    for line in told[1:]:
-        assert "fused_copy: the launch failed: cudaError" in line
+def test_a_launch_that_cuda_refuses_is_an_error_and_leaves_none_behind(entry, tmp_path):
+    told = run_script(BAD_LAUNCH, tmp_path, WAY=entry.name)
+    if entry.tells_why:
+        assert "fused_copy: the launch failed: cudaError" in told
+
+
+def test_a_plans_launch_that_cuda_refuses(tmp_path):
+    assert "fused_copy: the launch failed: cudaError" in run_script(BAD_LAUNCH, tmp_path, WAY="plan")
 
 
 OUT_OF_MEMORY = """
@@ -69,13 +72,19 @@ OUT_OF_MEMORY = """
             torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
     except torch.OutOfMemoryError:
         print("out of memory")
-    for act in (lambda: copy.update(source), lambda: plan.capture(graph, source)):
-        try:
-            act()
-        except RuntimeError as error:
-            print(error)
-    torch.cuda.synchronize()
-    assert buffer.tolist() == [1] * 8
+    # What was recorded before is a graph all the same. It works, or the error is ours.
+    try:
+        copy.update(source[:4])
+    except RuntimeError as error:
+        assert "fused_copy: " in str(error), error
+    else:
+        graph.replay()
+        assert buffer.tolist() == [2] * 4 + [1] * 4
+    try:
+        plan.capture(graph, source)
+    except RuntimeError as error:
+        print(error)
+    buffer.fill_(1)
     plan.replay(source)
     again = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(again):
@@ -92,7 +101,7 @@ def test_out_of_memory_during_a_capture(tmp_path):
     """The copy allocates nothing, so it is the model that runs out. What the capture left behind must not be used."""
     printed = run_script(OUT_OF_MEMORY, tmp_path)
     assert printed.startswith("out of memory\n")
-    assert printed.count("fused_copy: ") == 2, printed
+    assert "captured already" in printed or "not capturing" in printed, printed
 
 
 FORKED = """
