@@ -394,6 +394,7 @@ Case small_case(Input& in) {
     } else {
       place(src, src_end, kSrcArena, other);
     }
+    if (in.rarely()) dst.view.device = src.view.device = {DeviceType::Cuda, 1};
     any_flags(in, dst.view);
     any_flags(in, src.view);
     if (call.has_fills) call.fills.push_back(any_fill(in));
@@ -664,6 +665,9 @@ struct Range {
 };
 
 void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
+  for (const Tensor& tensor : call.dst) {
+    if (tensor.view.rank > 64) fail(call, "planned more dimensions than torch has");
+  }
   const std::vector<Range> dst_ranges(call.dst.begin(), call.dst.end());
   const std::vector<Range> src_ranges(call.src.begin(), call.src.end());
   for (const PlannedLaunch& launch : launches) {
