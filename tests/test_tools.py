@@ -194,7 +194,18 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
 # --- the fuzzer ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+COMPILE = ["g++", "-std=c++20", "-O1", "-w", f"-I{TOOLS.parent / 'csrc'}", "-DFUSED_COPY_FUZZ_MAIN"]
+
+
+@pytest.fixture(scope="module")
+def fuzz_target(tmp_path_factory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    target = tmp_path_factory.mktemp("fuzz") / "target.o"
+    subprocess.run([*COMPILE, "-c", TOOLS.parent / "tests/fuzz/planner_fuzz.cpp", "-o", target], check=True)
+    return target
+
+
 @pytest.mark.parametrize(
     "guard",
     [
@@ -205,16 +216,13 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
     ],
     ids=["as it is", "source larger", "source in a destination", "storage too small"],
 )
-def test_fuzz_target_finds_a_guard_that_is_missing(tmp_path, guard):
+def test_fuzz_target_finds_a_guard_that_is_missing(fuzz_target, tmp_path, guard):
     """The target is itself tested: a planner without one of its guards must not pass."""
-    root = TOOLS.parent
-    planner = (root / "csrc/planner.cpp").read_text()
+    planner = (TOOLS.parent / "csrc/planner.cpp").read_text()
     if guard is not None:
         assert planner.count(guard) == 1, "the planner no longer has this guard: choose another"
         planner = planner.replace(guard, "false")
     (tmp_path / "planner.cpp").write_text(planner)
-    flags = ["-std=c++20", "-O1", "-w", f"-I{root / 'csrc'}", "-DFUSED_COPY_FUZZ_MAIN"]
-    sources = [root / "tests/fuzz/planner_fuzz.cpp", tmp_path / "planner.cpp"]
-    subprocess.run(["g++", *flags, *sources, "-o", tmp_path / "fuzz"], check=True)
+    subprocess.run([*COMPILE, fuzz_target, tmp_path / "planner.cpp", "-o", tmp_path / "fuzz"], check=True)
     run = subprocess.run([tmp_path / "fuzz", "2", "0"], capture_output=True, text=True, timeout=100)
     assert (run.returncode == 0) == (guard is None), run.stdout + run.stderr
