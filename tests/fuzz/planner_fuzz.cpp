@@ -641,7 +641,8 @@ Case wild_case(Input& in) {
     }
     const DType dtype = any_dtype(in);
     const uint64_t apart = uint64_t{1} << 61;
-    finish(call.dst[i], in.rarely() ? in.word() : apart * (2 * i) + (1 << 20) + in.byte() % 32, dtype, device);
+    finish(call.dst[i], in.rarely() ? in.word() | apart * 7 : apart * (2 * i) + (1 << 20) + in.byte() % 32, dtype,
+           device);
     finish(call.src[i], in.rarely() ? in.word() : apart * (2 * i + 1) + (1 << 20) + in.byte() % 32,
            in.byte() < 192 ? dtype : any_dtype(in), device);
     for (Tensor* tensor : {&call.dst[i], &call.src[i]}) {
@@ -670,6 +671,11 @@ void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
   }
   const std::vector<Range> dst_ranges(call.dst.begin(), call.dst.end());
   const std::vector<Range> src_ranges(call.src.begin(), call.src.end());
+  for (const std::vector<Range>* ranges : {&dst_ranges, &src_ranges}) {
+    for (const Range& range : *ranges) {
+      if (range.begin + range.bytes < range.begin) fail(call, "planned a tensor that goes beyond the last address");
+    }
+  }
   for (const PlannedLaunch& launch : launches) {
     check_form(call, launch);
     const LaunchHeader& header = launch.header();
