@@ -348,8 +348,7 @@ class Box {
   }
 
   void order() {
-    std::stable_sort(extents_.begin(), extents_.begin() + rank_,
-                     [](const Extent& a, const Extent& b) { return a.dst_stride < b.dst_stride; });
+    std::ranges::sort(std::span(extents_).first(rank_), {}, &Extent::dst_stride);
     ordered_ = true;
     for (size_t i = 0, count = std::exchange(rank_, 0); i < count; ++i) add(Extent(extents_[i]));
   }

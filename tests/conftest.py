@@ -9,6 +9,7 @@ from hypothesis import settings
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("long", deadline=None, max_examples=20_000)  # pytest --hypothesis-profile=long
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from arena import Pair
 from cases import BYTE_DTYPES, LAYOUTS, MISALIGNMENTS, Layout, pair, pairs
+from hypothesis import settings
 from hypothesis import strategies as st
 
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -220,3 +221,7 @@ def mixed_lists(pinned: bool = False, for_torch: bool = False) -> st.SearchStrat
     """for_torch: only such pairs as the reference, made of torch's operators, takes too."""
     one = mixed_pairs(pinned)
     return st.lists(one.map(aligned) if for_torch else one, max_size=10)
+
+
+# For what takes much longer than the rest. A share of what the profile says, so that a long run is long here too.
+fewer = settings(max_examples=max(settings.default.max_examples * 3 // 10, 1))

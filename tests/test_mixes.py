@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mixes import aligned, mixed_lists, mixed_pair
 
+import fused_copy
+
 DEVICE = "cpu"
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
@@ -29,6 +31,18 @@ def test_any_mix_through_the_reference(pairs, seed):
     arena = Arena(pairs, DEVICE, seed=seed, source_bytes=range(256))
     REFERENCE(arena.dst, arena.src, arena.fill)
     arena.check()
+
+
+@given(pairs=mixed_lists(), seed=st.integers(0, 99))
+def test_any_mix_through_a_plan(pairs, seed):
+    """Bound once, replayed with other contents at the same addresses."""
+    arena = Arena(pairs, DEVICE, seed=seed, source_bytes=range(256))
+    plan = fused_copy.Plan(arena.dst, arena.fill)
+    for again in range(2):
+        arena.rewrite_sources(seed + again)
+        arena.reset_destinations()
+        plan.replay(*arena.src)
+        arena.check()
 
 
 @given(pairs=mixed_lists(), seed=st.integers(0, 99))

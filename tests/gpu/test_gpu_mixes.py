@@ -10,7 +10,7 @@ import torch
 from arena import Arena
 from cases import BYTE_DTYPES, LAYOUTS, decode_buffers, decode_step, pair
 from entries import REFERENCE
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mixes import (
     CASTABLE,
@@ -18,6 +18,7 @@ from mixes import (
     aligned,
     cast_batch,
     exact_fills,
+    fewer,
     fill_batch,
     inexact_fills,
     mixed_lists,
@@ -437,7 +438,7 @@ def test_gpu_any_mix(entry, pairs, seed):
 
 
 @pytest.mark.capture
-@settings(max_examples=30)  # a graph each
+@fewer  # a graph each
 @given(pairs=mixed_lists(pinned=True), seed=st.integers(0, 99))
 def test_gpu_any_captured_mix(entry, pairs, seed):
     check(Arena(pairs, "cuda", seed=seed, source_bytes=range(256)), entry, captured)
@@ -452,7 +453,7 @@ def test_gpu_any_mix_through_the_reference(pairs, seed):
 
 
 @pytest.mark.capture
-@settings(max_examples=30)
+@fewer
 @given(pairs=mixed_lists(for_torch=True), seed=st.integers(0, 99))
 def test_gpu_any_captured_mix_through_the_reference(pairs, seed):
     """For A/B runs of a captured loop. Not from pinned memory: torch stages what is strided there, which no graph can
@@ -467,6 +468,49 @@ def test_gpu_fused_and_reference_write_the_same_bytes(pairs, seed):
     REFERENCE(reference.dst, reference.src, reference.fill)
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(fused.found(), reference.found(), strict=True))
+
+
+@given(pairs=mixed_lists(pinned=True), seed=st.integers(0, 99))
+def test_gpu_any_mix_through_a_plan(pairs, seed):
+    arena = Arena(pairs, "cuda", seed=seed, source_bytes=range(256))
+    plan = fused_copy.Plan(arena.dst, arena.fill)
+    for again in range(2):
+        arena.rewrite_sources(seed + again)
+        arena.reset_destinations()
+        plan.replay(*arena.src)
+        torch.cuda.synchronize()
+        arena.check()
+
+
+@pytest.mark.capture
+@fewer
+@given(pairs=mixed_lists(pinned=True), seed=st.integers(0, 99))
+def test_gpu_any_mix_through_a_captured_plan(pairs, seed):
+    arena = Arena(pairs, "cuda", seed=seed, source_bytes=range(256))
+    plan = fused_copy.Plan(arena.dst, arena.fill)
+    check(arena, lambda dst, src, fill=None: plan.replay(*src), captured)
+
+
+@pytest.mark.capture
+@fewer
+@given(pairs=mixed_lists(pinned=True), seed=st.integers(0, 99))
+def test_gpu_any_mix_through_an_updated_node(pairs, seed):
+    """Captured with sources of no rows, then given the real ones: before and after the graph was instantiated."""
+    arena = Arena(pairs, "cuda", seed=seed, source_bytes=range(256))
+    if not pairs:
+        return
+    rows_of_none = [s[:0] if s.dim() else s for s in arena.src]
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = fused_copy.Plan(arena.dst, arena.fill).capture(graph, *rows_of_none)
+    for again in range(2):
+        copy.update(*rows_of_none)
+        copy.update(*arena.src)
+        arena.rewrite_sources(seed + again)  # what counts is what lies there when the graph runs
+        arena.reset_destinations()
+        graph.replay()
+        torch.cuda.synchronize()
+        arena.check()
 
 
 def test_gpu_reference_for_a_long_mix():

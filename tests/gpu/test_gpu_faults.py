@@ -1,0 +1,221 @@
+"""What fails on a GPU fails with an error of its own, and leaves no error behind for the next call."""
+
+from __future__ import annotations
+
+import mmap
+
+import pytest
+import torch
+from test_environment import run_script
+from test_gpu_replay import all_equal, decode, refused_untouched, two_gpus
+
+import fused_copy
+
+# Each in a process of its own: these leave captures broken, or a process without a GPU.
+
+BAD_LAUNCH = """
+    import fused_copy, os, torch
+    dst, src = torch.zeros(8, device="cuda"), torch.ones(5, device="cuda")
+    plan = fused_copy.Plan([dst])
+    way = {
+        "op": lambda: torch.ops.fused_copy.replay([dst], [src]),
+        "python": lambda: fused_copy.replay([dst], [src]),
+        "plan": lambda: plan.replay(src),
+    }[os.environ["WAY"]]
+    way()
+    dst.zero_()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            try:
+                torch.cuda.synchronize()  # forbidden here, which breaks the capture: the next launch is a bad one
+            except RuntimeError:
+                pass
+            try:
+                way()
+            except RuntimeError as error:
+                print(error, flush=True)
+            else:
+                raise AssertionError("launched into a broken capture")
+    except RuntimeError:
+        pass  # the capture's own end
+    torch.cuda.synchronize()  # would tell of an error that was left behind
+    assert dst.sum() == 0, "written"
+    way()
+    torch.cuda.synchronize()
+    assert dst.tolist() == [1] * 5 + [0] * 3
+    print("done")
+"""
+
+
+def test_a_launch_that_cuda_refuses_is_an_error_and_leaves_none_behind(entry, tmp_path):
+    told = run_script(BAD_LAUNCH, tmp_path, WAY=entry.name)
+    if entry.tells_why:
+        assert "fused_copy: the launch failed: cudaError" in told
+
+
+def test_a_plans_launch_that_cuda_refuses(tmp_path):
+    assert "fused_copy: the launch failed: cudaError" in run_script(BAD_LAUNCH, tmp_path, WAY="plan")
+
+
+OUT_OF_MEMORY = """
+    import fused_copy, torch
+    buffer = torch.zeros(8, device="cuda")
+    plan = fused_copy.Plan([buffer])
+    plan.replay(torch.ones(8, device="cuda"))
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    source = torch.full((5,), 2.0, device="cuda")
+    try:
+        with torch.cuda.graph(graph):
+            copy = plan.capture(graph, source)
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    except torch.OutOfMemoryError:
+        print("out of memory")
+    # What was recorded before is a graph all the same. It works, or the error is ours.
+    try:
+        copy.update(source[:4])
+    except RuntimeError as error:
+        assert "fused_copy: " in str(error), error
+    else:
+        graph.replay()
+        assert buffer.tolist() == [2] * 4 + [1] * 4
+    try:
+        plan.capture(graph, source)
+    except RuntimeError as error:
+        print(error)
+    buffer.fill_(1)
+    plan.replay(source)
+    again = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(again):
+        copy = plan.capture(again, source)
+    copy.update(torch.full((3,), 3.0, device="cuda"))
+    again.replay()
+    assert buffer.tolist() == [3, 3, 3, 2, 2, 1, 1, 1]
+    print("done")
+"""
+
+
+@pytest.mark.capture
+def test_out_of_memory_during_a_capture(tmp_path):
+    """The copy allocates nothing, so it is the model that runs out. What the capture left behind must not be used."""
+    printed = run_script(OUT_OF_MEMORY, tmp_path)
+    assert printed.startswith("out of memory\n")
+    assert "captured already" in printed or "not capturing" in printed, printed
+
+
+FORKED = """
+    import fused_copy, os, torch
+    dst, src, pinned = torch.zeros(4, device="cuda"), torch.ones(3, device="cuda"), torch.ones(3).pin_memory()
+    plan = fused_copy.Plan([dst])
+    plan.replay(src)
+    plan.replay(pinned)
+    torch.cuda.synchronize()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        told = []
+        for call in (
+            lambda: plan.replay(src),
+            lambda: fused_copy.replay([dst], [src]),
+            lambda: torch.ops.fused_copy.replay([dst], [src]),
+            lambda: plan.replay(pinned),
+        ):
+            try:
+                call()
+                told.append("NO ERROR")
+            except BaseException as error:
+                told.append(f"{type(error).__name__} {error}".splitlines()[0])
+        host = torch.zeros(2)
+        fused_copy.replay([host], [torch.ones(2)])
+        told.append(f"host {host.tolist()}")
+        os.write(write, chr(10).join(told).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        print(pipe.read())
+    assert os.waitpid(child, 0)[1] == 0
+    plan.replay(torch.full((2,), 2.0, device="cuda"))
+    assert dst.tolist() == [2, 2, 1, 0]
+    print("done")
+"""
+
+
+def test_fork_after_cuda_was_used(tmp_path):
+    """CUDA does not survive a fork: the child is told so, can still copy on the CPU, and the parent goes on."""
+    *told, host, _ = run_script(FORKED, tmp_path).splitlines()
+    assert len(told) == 4
+    assert all(line.startswith("RuntimeError") for line in told), told
+    assert all("fork" in line for line in told[:2]), told
+    assert host == "host [1.0, 1.0]"
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["within", "across_the_end"])
+def test_memory_that_is_pinned_in_part(entry, inside):
+    """The driver is asked about the first and the last byte: is_pinned() of the tensor only looks at the first."""
+    page = mmap.PAGESIZE
+    memory = mmap.mmap(-1, 4 * page)
+    host = torch.frombuffer(memory, dtype=torch.uint8).fill_(7)
+    runtime = torch.cuda.cudart()
+    assert int(runtime.cudaHostRegister(host.data_ptr(), 2 * page, 0)) == 0
+    try:
+        dst = torch.zeros(4 * page, dtype=torch.uint8, device="cuda")
+        source = host[page : 2 * page] if inside else host[page : 3 * page]
+        if inside:
+            entry([dst], [source])
+            torch.cuda.synchronize()
+            assert dst.sum() == 7 * page
+        else:
+            refused_untouched(entry, [dst], [source], "pair 0", "pin")
+    finally:
+        torch.cuda.synchronize()
+        runtime.cudaHostUnregister(host.data_ptr())
+
+
+@two_gpus
+def test_pinned_source_for_a_gpu_that_is_not_current(entry):
+    """Which is not the GPU that was current when it was pinned, either."""
+    torch.cuda.set_device(0)
+    source = torch.arange(100.0).pin_memory()
+    dst = torch.zeros(128, device="cuda:1")
+    entry([dst], [source])
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(dst[:100].cpu(), source)
+    assert not dst[100:].any()
+
+
+def test_errors_in_a_row_leave_no_error_behind(entry):
+    """A thousand refused calls between good ones: wrong input is found before CUDA hears of the call."""
+    dst, src, expected = decode()
+    wrong = [*src[:5], torch.ones(9, 65, dtype=torch.int32, device="cuda")]
+    pageable = [*src[:5], src[5].cpu()]
+    for _ in range(500):
+        for sources in (wrong, pageable):
+            with pytest.raises(RuntimeError):
+                entry(dst, sources)
+    torch.cuda.synchronize()
+    entry(dst, src)
+    torch.cuda.synchronize()
+    assert all_equal(dst, expected)
+
+
+@pytest.mark.capture
+def test_refused_calls_do_not_break_a_capture(entry):
+    """An engine that falls back when a call raises must be able to do so while it captures."""
+    dst, src, expected = decode()
+    plan = fused_copy.Plan(dst)
+    plan.replay(*src)
+    for d in dst:
+        d.fill_(-7)
+    pageable, wide = src[5].cpu(), torch.ones(9, 65, dtype=torch.int32, device="cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for sources in ([*src[:5], pageable], [*src[:5], wide]):
+            with pytest.raises(RuntimeError, match="pair 5" if entry.tells_why else None):
+                entry(dst, sources)
+            with pytest.raises(RuntimeError, match="pair 5"):
+                plan.replay(*sources)
+        entry(dst, src)
+    graph.replay()
+    assert all_equal(dst, expected)

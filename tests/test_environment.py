@@ -1,0 +1,137 @@
+"""Where the machine is not what one expects: no GPU, a driver that is too old, a process that was forked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_copy._library import _C
+
+
+def run_script(script: str, folder: Path, **environment: str) -> str:
+    """What it printed, in a process of its own and away from the clone. Its last line must be "done"."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.endswith("done\n"), run.stdout
+    return run.stdout
+
+
+WITHOUT_A_GPU = """
+    import fused_copy, torch
+    assert not torch.cuda.is_available()
+    dst = torch.zeros(4)
+    torch.ops.fused_copy.replay([dst], [torch.ones(3)])
+    plan = fused_copy.Plan([dst])
+    plan.replay(torch.full((2,), 2.0))
+    assert dst.tolist() == [2, 2, 1, 0]
+    if torch.version.cuda:
+        try:
+            plan.capture(torch.cuda.CUDAGraph(keep_graph=True), torch.ones(2))
+        except RuntimeError as error:
+            assert "destinations on a GPU: these are on cpu" in str(error), error
+        else:
+            raise AssertionError("captured")
+    print("done")
+"""
+
+
+def test_no_gpu_is_visible(tmp_path):
+    """Whatever the build and the machine have: CPU tensors are copied, and a capture says where the buffers are."""
+    run_script(WITHOUT_A_GPU, tmp_path, CUDA_VISIBLE_DEVICES="")
+
+
+def test_no_gpu_for_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "fused_copy", "--device", "cuda", "--steps", "3"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2
+    assert "sees no GPU" in run.stderr
+
+
+OLD_DRIVER = """
+    int cuDriverGetVersion(int* version) { *version = 11000; return 0; }
+    int cuInit(unsigned flags) { return 0; }
+"""
+STREAM_OF_TORCH = """
+    int aoti_torch_get_current_cuda_stream(int device, void** stream) { *stream = 0; return 0; }
+"""
+LAUNCH = """
+    import ctypes, fused_copy, torch
+    from fused_copy._library import _C
+    if torch.version.cuda is None:
+        ctypes.CDLL("libtorch_cuda.so", mode=ctypes.RTLD_GLOBAL)  # stands for the library that a CUDA torch has loaded
+    assert not torch.cuda.is_available()
+    dst = torch.zeros(4)
+    fused_copy.replay([dst], [torch.ones(3)])
+    assert dst.tolist() == [1, 1, 1, 0]
+    for _ in range(2):
+        try:
+            _C.launch_nothing(0)
+        except RuntimeError as error:
+            print(error)
+        else:
+            raise AssertionError("launched")
+    print("done")
+"""
+
+
+def library(folder: Path, name: str, code: str) -> None:
+    source = folder / f"{name}.c"
+    source.write_text(textwrap.dedent(code))
+    subprocess.run(["gcc", "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", folder / name], check=True)
+
+
+@pytest.mark.skipif(not _C.has_gpu_code, reason="the build has no GPU code")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc, for a driver that says it is an old one")
+def test_driver_too_old(tmp_path):
+    """The CUDA runtime inside the binary meets a libcuda.so.1 that reports CUDA 11.0."""
+    library(tmp_path, "libcuda.so.1", OLD_DRIVER)
+    if torch.version.cuda is None:
+        library(tmp_path, "libtorch_cuda.so", STREAM_OF_TORCH)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("LD_LIBRARY_PATH")]))
+    first, second, _ = run_script(LAUNCH, tmp_path, LD_LIBRARY_PATH=path).splitlines()
+    assert first == second
+    if torch.version.cuda is None:
+        assert "driver" in first
+        assert "cudaErrorInsufficientDriver" in first
+        assert "update" in first
+
+
+FORKED = """
+    import fused_copy, os, torch
+    dst, src = torch.zeros(4), torch.ones(3)
+    plan = fused_copy.Plan([dst])
+    plan.replay(src)
+    child = os.fork()
+    if child == 0:
+        try:
+            plan.replay(torch.full((2,), 2.0))
+            torch.ops.fused_copy.replay([dst[2:]], [torch.full((1,), 3.0)])
+            os._exit(0 if dst.tolist() == [2, 2, 3, 0] else 1)
+        except BaseException:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+    plan.replay(torch.full((1,), 4.0))
+    assert dst.tolist() == [4, 1, 1, 0]
+    print("done")
+"""
+
+
+def test_fork(tmp_path):
+    """Both processes go on, each with memory of its own. tests/gpu has what a fork does to a GPU's tensors."""
+    run_script(FORKED, tmp_path)

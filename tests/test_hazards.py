@@ -1,0 +1,58 @@
+"""That every hazard of docs/reliability.md has tests, and the tests of hazards that belong to no other file."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_copy
+
+TESTS = Path(__file__).parent
+PAGE = TESTS.parent / "docs" / "reliability.md"
+
+
+def hazards() -> list[tuple[str, list[str]]]:
+    """The page's rows: the hazard, and the tests that it names."""
+    table = PAGE.read_text().partition("<!-- hazards:begin -->")[2].partition("<!-- hazards:end -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
+    return [(hazard, re.findall(r"`(\w+)`", tests)) for hazard, _, tests in rows]
+
+
+def names_of_all_tests() -> set[str]:
+    trees = (ast.parse(path.read_text()) for path in TESTS.rglob("test_*.py"))
+    return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("hazard, tests", hazards(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_hazard_has_tests(hazard, tests):
+    assert tests, f"no test shows what happens with: {hazard}"
+    assert all(name.startswith("test_") for name in tests)
+    assert not set(tests) - names_of_all_tests()
+
+
+def test_rows_many_gib_apart(entry):
+    """Address space that is mostly never touched: the offsets, not the counts, need 64 bits."""
+    pitch = (2 << 30) + 12345
+    far = torch.empty(2 * pitch + 4096, dtype=torch.uint8)
+    for way, dst, src in (
+        ("to", far.as_strided((3, 1001), (pitch, 1)), torch.arange(3003).remainder(251).to(torch.uint8).view(3, 1001)),
+        ("from", torch.zeros(3, 1001, dtype=torch.uint8), far.as_strided((3, 1001), (pitch, 1))),
+    ):
+        entry([dst], [src])
+        assert torch.equal(dst, src), way
+
+
+def test_storage_of_a_source_freed_between_a_plans_calls():
+    """A plan reads a source's storage anew in each call."""
+    dst, src = torch.zeros(64), torch.ones(48)
+    plan = fused_copy.Plan({"slots": dst})
+    plan.replay(src)
+    src.untyped_storage().resize_(47 * 4)
+    dst.zero_()
+    with pytest.raises(RuntimeError, match=r"pair 0 \('slots'\).*storage"):
+        plan.replay(src)
+    assert not dst.any()

@@ -1,0 +1,149 @@
+"""Everything at once from several threads. On a free-threaded Python they run truly at the same time."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import sysconfig
+import threading
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from arena import Arena
+from cases import after_step, decode_buffers, decode_step, mixed_batch
+
+import fused_copy
+
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+ROUNDS = 40
+
+
+def run_together(*jobs: Callable[[], object]) -> None:
+    """Each job ROUNDS times in a thread of its own, all begun at once. The first failure stops them and is raised."""
+    failures: list[BaseException] = []
+    barrier = threading.Barrier(len(jobs))
+
+    def loop(job: Callable[[], object]) -> None:
+        try:
+            barrier.wait(timeout=60)
+            for _ in range(ROUNDS):
+                if failures:
+                    return
+                job()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=loop, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def own_arena(way: Callable[..., None], seed: int) -> Callable[[], None]:
+    """A job that replays, through `way`, tensors that no other thread has, and compares every byte."""
+    arena = Arena(mixed_batch(12, seed=seed), "cpu", seed=seed)
+
+    def job() -> None:
+        arena.reset_destinations()
+        way(arena.dst, arena.src)
+        arena.check()
+
+    return job
+
+
+def bound_each_time(dst, src) -> None:
+    fused_copy.Plan(dst).replay(*src)
+
+
+def test_everything_at_once():
+    """The op, the function, plans made and shared, errors, explain, both backends, and the garbage collector."""
+    buffers, step = decode_buffers(8, 64), decode_step(8, 64)
+    shared, sources = fused_copy.Plan(buffers), list(step.values())
+    expected = after_step(buffers, step)
+    shared.replay(*sources)
+
+    def share() -> None:
+        shared.replay(*sources)  # all threads write the same, as their copies have no order
+        assert all(torch.equal(buffers[name], expected[name]) for name in buffers)
+
+    def fail() -> None:
+        with pytest.raises(RuntimeError, match=r"pair 0 \('input_ids'\)"):
+            shared.replay(torch.zeros(9, dtype=torch.int32), *sources[1:])
+        with pytest.raises(RuntimeError, match="pair 1"):
+            fused_copy.replay([torch.zeros(4), torch.zeros(4)], [torch.ones(4), torch.ones(5)])
+
+    def explain() -> None:
+        assert fused_copy.explain(buffers, step).launches == 1
+
+    def switch() -> None:
+        with fused_copy.backend("reference"):
+            fused_copy.replay([torch.zeros(3)], [torch.ones(3)])
+
+    def collect() -> None:
+        cycle = [torch.zeros(5), fused_copy.Plan([torch.zeros(5)])]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+
+    try:
+        run_together(
+            own_arena(torch.ops.fused_copy.replay, 1),
+            own_arena(fused_copy.replay, 2),
+            own_arena(bound_each_time, 3),
+            share,
+            share,
+            fail,
+            explain,
+            switch,
+            collect,
+        )
+    finally:
+        fused_copy.backend("fused")
+
+
+def test_a_finalizer_may_copy():
+    """A tensor's last reference may die within a call, and what runs then may itself call: a call within a call."""
+    dst = torch.zeros(4)
+
+    class Last:
+        pass
+
+    def copy(_: object) -> None:
+        fused_copy.replay([dst], [torch.full((2,), 5.0)])
+
+    def job() -> None:
+        last = Last()
+        alive = weakref.ref(last, copy)
+
+        class Sources(list):
+            def __iter__(self):  # asked for the fills while the call's workspace is in use
+                nonlocal last
+                last = None
+                return super().__iter__()
+
+        out = torch.zeros(3)
+        fused_copy.replay([out], [torch.ones(2)], Sources([7.0]))
+        assert out.tolist() == [1, 1, 7]
+        assert alive() is None
+        assert dst.tolist() == [5, 5, 0, 0]
+
+    run_together(job)
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="needs a free-threaded Python")
+def test_importing_keeps_the_gil_off(tmp_path):
+    script = """if True:
+        import sys, torch
+        before = sys._is_gil_enabled()
+        import fused_copy
+        assert sys._is_gil_enabled() == before
+    """
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", script]  # Python warns where a module turns it on
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,228 @@
+"""The tools that look for faults find them: at a small size, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TOOLS = Path(__file__).parent.parent / "tools"
+
+
+@pytest.fixture(autouse=True)
+def _import_from_tools(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+
+
+def run_tool(name: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Not in the clone, whose package has no binary."""
+    command = [sys.executable, TOOLS / name, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+# --- soak ---------------------------------------------------------------------------------------------------------
+
+
+def test_soak(tmp_path):
+    small = ("--device", "cpu", "--replays", 20_000, "--every", 100)
+    run = run_tool("soak.py", *small, "--json", tmp_path / "soak.json", "--commit", "abc", folder=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert (found["cases"], found["checked"], found["faults"]) == (20_000, 200, 0)
+    assert found["ways"] == ["op", "plan"]
+    assert found["commit"] == "abc"
+
+
+def test_soak_notices_a_byte_that_is_wrong():
+    import soak
+
+    ways = soak.make_ways(torch.device("cpu"))
+    right = ways[1].copy
+
+    def wrong(step) -> None:
+        right(step)
+        ways[1].buffers["page_table"][-1, -1] ^= 1
+
+    ways[1].copy = wrong
+    worker = soak.Worker(torch.device("cpu"), ways)
+    worker.run(iter(range(3)), every=5)
+    (fault,) = worker.faults
+    assert "plan" in fault and "page_table" in fault
+
+
+def test_soak_notices_a_call_that_raises():
+    import soak
+
+    def fail(step) -> None:
+        raise RuntimeError("fused_copy: pair 3")
+
+    way = soak.make_ways(torch.device("cpu"))[0]
+    way.copy = fail
+    worker = soak.Worker(torch.device("cpu"), [way])
+    worker.run(iter(range(3)), every=5)
+    assert worker.faults == ["cpu: RuntimeError: fused_copy: pair 3"]
+
+
+def test_soak_notices_memory_that_grows(tmp_path, monkeypatch, capsys):
+    import soak
+
+    hoard = []
+    way = soak.make_ways(torch.device("cpu"))[0]
+    copy = way.copy
+
+    def keep(step) -> None:
+        copy(step)
+        hoard.append(bytearray(b"x" * (1 << 20)))
+
+    way.copy = keep
+    monkeypatch.setattr(soak, "make_ways", lambda device: [way])
+    arguments = ["soak", "--device", "cpu", "--replays", "400", "--every", "10", "--json", str(tmp_path / "soak.json")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert soak.main() == 1
+    assert "memory of the host grew" in capsys.readouterr().err
+    assert json.loads((tmp_path / "soak.json").read_text())["faults"] == 1
+
+
+# --- error_cost ---------------------------------------------------------------------------------------------------
+
+
+def test_error_cost(tmp_path):
+    run = run_tool("error_cost.py", "--device", "cpu", "--json", tmp_path / "cost.json", folder=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads((tmp_path / "cost.json").read_text())["median_us"]
+    assert {"torch.ops.fused_copy.replay", "fused_copy.replay", "plan.replay"} <= found.keys()
+    assert all(us["copies"] > 0 and us["raises"] > 0 for us in found.values())
+
+
+# --- sanitize -----------------------------------------------------------------------------------------------------
+
+REPORTS = """
+========= COMPUTE-SANITIZER
+========= Invalid __global__ write of size 4 bytes
+=========     at void fused_copy::<unnamed>::fused_copy_kernel<(int)64, (bool)0>(fused_copy::Launch<T1>)+0x4b0
+=========     by thread (0,0,0) in block (0,0,0)
+=========     Address 0x7f is out of bounds
+=========
+========= Uninitialized __global__ memory read of size 8 bytes
+=========     at void at::native::vectorized_elementwise_kernel<(int)4>+0x90
+=========     by thread (5,0,0) in block (0,0,0)
+=========
+========= Program hit cudaErrorInvalidValue (error 1) due to "invalid argument" on CUDA API call to cudaLaunchKernel.
+=========     Saved host backtrace up to driver entry point at error
+=========         Host Frame: fused_copy::launch_on_gpu [0x1] in fused_copy/_C.cpython-311-x86_64-linux-gnu.so
+=========
+========= ERROR SUMMARY: 3 errors
+3 passed in 1.00s
+"""
+
+
+def test_sanitize_tells_whose_fault_it_is():
+    import sanitize
+
+    assert sanitize.reports(REPORTS) == (2, 1)
+    assert sanitize.reports("========= COMPUTE-SANITIZER\n3 passed\n========= ERROR SUMMARY: 0 errors\n") == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "output, status, wrong",
+    [
+        ("3 passed in 1 s", 0, False),
+        (REPORTS, 9, True),
+        ("3 passed in 1 s\n========= Race\n=========     at void at::native::fill+0x1\n", 9, False),
+        ("3 passed in 1 s", 9, True),
+        ("2 passed, 1 failed in 1 s", 1, True),
+        ("3 skipped in 1 s", 0, True),
+        ("", 139, True),
+    ],
+    ids=["clean", "ours", "torch's", "unexplained", "failed test", "no test", "crash"],
+)
+def test_sanitize_takes_nothing_for_success(tmp_path, output, status, wrong):
+    import sanitize
+
+    script = tmp_path / "compute-sanitizer"
+    script.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({status})\n")
+    script.chmod(0o755)
+    part = sanitize.Part("caching off", 1, 1)
+    assert sanitize.run(str(script), "memcheck", part, ["gpu/test_x.py::test_y"], 60)[1] == wrong
+
+
+def test_sanitize_stops_a_part_that_takes_too_long(tmp_path):
+    import sanitize
+
+    script = tmp_path / "compute-sanitizer"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    _, wrong, line = sanitize.run(str(script), "memcheck", sanitize.Part("caching on", 2, 3), ["test"], 0.5)
+    assert wrong and "NOT DONE" in line
+
+
+def test_sanitize_parts_hold_every_test_once():
+    import sanitize
+
+    off, on = (set(sanitize.collect(allocator)) for allocator in sanitize.ALLOCATORS)
+    assert off and on and not off & on
+    assert any("test_gpu_every_layout_at_every_misalignment" in test for test in off)
+    assert any("test_gpu_graph_copy" in test for test in on)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_reliability_table_is_made_of_the_files(tmp_path):
+    results, page = tmp_path / "results", tmp_path / "page.md"
+    results.mkdir()
+    page.write_text("before\n<!-- recorded:begin -->\nold\n<!-- recorded:end -->\nafter\n")
+    places = ("--page", page, "--results", results)
+    assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
+    assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
+    assert "No run on a GPU" in page.read_text()
+    small = ("--device", "cpu", "--replays", 2000, "--every", 100)
+    run_tool("soak.py", *small, "--json", results / "soak.json", "--commit", "abc", folder=tmp_path)
+    assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
+    assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| 2,000 replays |" in text and "commit abc" in text and "`soak.json`" in text
+    assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 0
+
+
+# --- the fuzzer ---------------------------------------------------------------------------------------------------
+
+
+COMPILE = ["g++", "-std=c++20", "-O1", "-w", f"-I{TOOLS.parent / 'csrc'}", "-DFUSED_COPY_FUZZ_MAIN"]
+
+
+@pytest.fixture(scope="module")
+def fuzz_target(tmp_path_factory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++")
+    target = tmp_path_factory.mktemp("fuzz") / "target.o"
+    subprocess.run([*COMPILE, "-c", TOOLS.parent / "tests/fuzz/planner_fuzz.cpp", "-o", target], check=True)
+    return target
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [
+        None,
+        "source.sizes[d] > destination.sizes[d]",
+        "share_elements(source, destination)",
+        "bytes > view.storage_bytes",
+    ],
+    ids=["as it is", "source larger", "source in a destination", "storage too small"],
+)
+def test_fuzz_target_finds_a_guard_that_is_missing(fuzz_target, tmp_path, guard):
+    """The target is itself tested: a planner without one of its guards must not pass."""
+    planner = (TOOLS.parent / "csrc/planner.cpp").read_text()
+    if guard is not None:
+        assert planner.count(guard) == 1, "the planner no longer has this guard: choose another"
+        planner = planner.replace(guard, "false")
+    (tmp_path / "planner.cpp").write_text(planner)
+    subprocess.run([*COMPILE, fuzz_target, tmp_path / "planner.cpp", "-o", tmp_path / "fuzz"], check=True)
+    run = subprocess.run([tmp_path / "fuzz", "2", "0"], capture_output=True, text=True, timeout=100)
+    assert (run.returncode == 0) == (guard is None), run.stdout + run.stderr

@@ -1,0 +1,160 @@
+"""Runs the GPU tests under NVIDIA's compute-sanitizer, in parts that each stay below ten minutes.
+
+usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/8] [--json FILE]
+
+Needs a GPU, compute-sanitizer (part of the CUDA toolkit) and the installed package. Without --tool all three run,
+without --part all parts, a result line for each. Exits with 1 where a kernel of this package was at fault, a test
+failed, a part took too long, or ran no test.
+
+Most parts run with torch's caching allocator off, so that an access beyond a tensor leaves its allocation and is seen.
+A capture needs that allocator, so tests marked ``capture`` are parts of their own with it on. Left out are:
+
+- tests marked ``blocked``: they time a stream that is held back, and the sanitizer may serialize launches;
+- tests that count kernels by torch's profiler, which cannot run beside the sanitizer;
+- tests of thousands of tensors or of several GiB, which take longer than all others together under it;
+- what runs in a process of its own, such as launches that are meant to fail: such processes are not followed;
+- reports about other kernels than this package's: they are counted, but torch's are torch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import record
+
+TESTS = Path(__file__).resolve().parents[1] / "tests"
+TOOLS = ("memcheck", "initcheck", "synccheck")
+PARTS = 8
+LIMIT = 590  # seconds
+FAULT = 9  # compute-sanitizer's exit status where it found something
+
+LEFT_OUT = "not kernel and not launch and not thousand and not gib and not nothing_to_copy and not profiler"
+ALLOCATORS = {  # name: environment, tests
+    "caching off": ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "not capture and not blocked"),
+    "caching on": ({}, "capture and not blocked"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the tests with one of the allocators: every ``of``-th, beginning with the ``index``-th, from 1."""
+
+    allocator: str
+    index: int
+    of: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tool", choices=TOOLS, action="append", help="default: all")
+    parser.add_argument("--part", metavar="K/N", help=f"the K-th of N parts alone (default: all of {PARTS})")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
+    record.add_arguments(parser)
+    args = parser.parse_args()
+    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if sanitizer is None:
+        print("sanitize: found no compute-sanitizer: put the CUDA toolkit's bin folder on PATH", file=sys.stderr)
+        return 2
+    if args.part is None:
+        chosen = [(k, PARTS) for k in range(1, PARTS + 1)]
+    elif match := re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", args.part):
+        chosen = [(int(match[1]), int(match[2]))]
+    else:
+        parser.error(f"--part {args.part}: expected K/N, such as 3/{PARTS}")
+    lists = {name: collect(name) for name in ALLOCATORS}
+    begin = time.monotonic()
+    ran = faults = 0
+    lines = []
+    for tool in args.tool or TOOLS:
+        for index, of in chosen:
+            for allocator, tests in lists.items():
+                part = Part(allocator, index, of)
+                passed, problem, line = run(sanitizer, tool, part, tests[index - 1 :: of], args.limit)
+                ran += passed
+                faults += problem
+                lines.append(line)
+                print(line, flush=True)
+    record.write(
+        args,
+        tool="sanitize",
+        what=f"GPU tests under compute-sanitizer {', '.join(args.tool or TOOLS)}",
+        cases=ran,
+        unit="tests",
+        seconds=time.monotonic() - begin,
+        faults=faults,
+        parts=lines,
+    )
+    return 1 if faults else 0
+
+
+def collect(allocator: str) -> list[str]:
+    """The tests of an allocator, in the order in which pytest has them."""
+    environment, marked = ALLOCATORS[allocator]
+    command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "-q", "-m", marked, "-k", LEFT_OUT, "gpu"]
+    found = subprocess.run(
+        command, cwd=TESTS, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    # Named from the folder above, where pytest finds its settings.
+    tests = [line.removeprefix("tests/") for line in found.stdout.splitlines() if "::" in line]
+    if found.returncode != 0 or not tests:
+        sys.exit(f"sanitize: pytest collects nothing:\n{found.stdout}{found.stderr}")
+    return tests
+
+
+def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float) -> tuple[int, bool, str]:
+    """How many tests passed, whether anything is wrong, and the line that says so."""
+    head = f"{tool}, {part.allocator}, part {part.index}/{part.of}"
+    if not tests:
+        return 0, False, f"{head}: no test"
+    check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
+    # No values in tracebacks: torch's printing of a misaligned tensor is itself an illegal access.
+    command = [*check, sys.executable, "-P", "-m", "pytest", "-q", "--tb=line", *tests]
+    environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1"}
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return 0, True, f"{head}: NOT DONE after {limit:.0f} s: take more parts"
+    seconds = time.monotonic() - begin
+    output = done.stdout + done.stderr
+    passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))
+    ours, others = reports(output)
+    unexplained = done.returncode not in (0, FAULT) or (done.returncode == FAULT and not others)
+    wrong = bool(ours or failed or not passed or unexplained)
+    counts = f"{passed} passed, {failed} failed, {ours} faults in this package's kernels, {others} in others"
+    line = f"{head}: {counts}, {seconds:.0f} s"
+    if wrong:
+        print(output[-6000:])
+        line += f", EXIT STATUS {done.returncode}"
+    return passed, wrong, line
+
+
+def reports(output: str) -> tuple[int, int]:
+    """How many of the sanitizer's reports are about this package's kernels, and how many about anything else.
+
+    A report is a line that names a fault, and then lines with two more blanks, the first of which says where.
+    """
+    ours = others = 0
+    for report in re.split(r"^========= (?=\S)", output, flags=re.MULTILINE)[1:]:
+        place = re.search(r"^=========\s+at (.*)", report, flags=re.MULTILINE)
+        if place is None and not report.startswith("Program hit"):
+            continue  # the banner, the summary
+        if "fused_copy" in (place[1] if place else report):
+            ours += 1
+        else:
+            others += 1
+    return ours, others
+
+
+if __name__ == "__main__":
+    sys.exit(main())
