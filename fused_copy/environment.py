@@ -70,17 +70,18 @@ class Environment:
             yield f"the NVIDIA driver does not work: {driver.error}"
         if not driver.gpus:
             return
+        build = f"torch {self.torch_version}, a build for {f'CUDA {self.torch_cuda}' if self.torch_cuda else 'no CUDA'}"
         if self.torch_cuda is None:
-            yield f"torch {self.torch_version} is no CUDA build, but this machine has a GPU: install a CUDA build of torch"
+            yield f"{build}, is on a machine with a GPU: install a CUDA build of torch"
         elif not self.torch_sees_gpus:
             yield (
-                f"torch {self.torch_version}, a build for CUDA {self.torch_cuda}, sees no GPU; the driver runs CUDA up to "
-                f"{_dotted(driver.cuda)}: install a torch for that, or a newer driver"
+                f"{build}, sees no GPU; the driver runs CUDA up to {_dotted(driver.cuda)}: install a torch for that, or "
+                "a newer driver"
             )
         if not binary.has_gpu_code:
             yield (
-                "this fused-copy has no GPU code, but this machine has a GPU: pip install --force-reinstall fused-copy, "
-                "or build with nvcc 12.9 or newer on PATH"
+                "this fused-copy has no GPU code, but this machine has a GPU: pip install --force-reinstall "
+                "fused-copy, or build with nvcc 12.9 or newer on PATH"
             )
         elif binary.cuda is not None and driver.cuda is not None:
             if driver.cuda[0] < binary.cuda[0]:

@@ -68,7 +68,7 @@ def test_nothing_is_wrong_on_a_good_machine():
 
 def test_cpu_only_builds_on_a_gpu_machine():
     assert problems(torch_version="2.13.0+cpu", torch_cuda=None, torch_sees_gpus=False) == [
-        "torch 2.13.0+cpu is no CUDA build, but this machine has a GPU: install a CUDA build of torch"
+        "torch 2.13.0+cpu, a build for no CUDA, is on a machine with a GPU: install a CUDA build of torch"
     ]
     (problem,) = problems(binary=Binary(False))
     assert "has no GPU code" in problem and "nvcc 12.9" in problem
