@@ -75,8 +75,8 @@ class Environment:
             yield f"{build}, is on a machine with a GPU: install a CUDA build of torch"
         elif not self.torch_sees_gpus:
             yield (
-                f"{build}, sees no GPU; the driver runs CUDA up to {_dotted(driver.cuda)}: install a torch for that, or "
-                "a newer driver"
+                f"{build}, sees no GPU; the driver runs CUDA up to {_dotted(driver.cuda)}: "
+                "install a torch for that, or a newer driver"
             )
         if not binary.has_gpu_code:
             yield (
