@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 MAX_MS = 10
-SAMPLES = 5
+SAMPLES = 9
 CODE = """
 import time, torch
 start = time.perf_counter()
