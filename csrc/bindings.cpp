@@ -5,10 +5,6 @@
 namespace fused_copy {
 namespace {
 
-TensorSpan items_of(const py::object& sequence) {
-  return {PySequence_Fast_ITEMS(sequence.ptr()), static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()))};
-}
-
 py::object as_sequence(py::handle object, const char* role) {
   auto sequence = py::reinterpret_steal<py::object>(PySequence_Fast(object.ptr(), ""));
   if (sequence && !PyObject_TypeCheck(object.ptr(), torch_api.tensor_type)) return sequence;
@@ -28,26 +24,29 @@ class Call {
 
   // False where the call is for the dispatcher.
   bool read() {
-    const bool plain = read_tensors(items_of(destinations_), "destination", names_, work_->destination_views) &
-                       static_cast<int>(read_tensors(items_of(sources_), "source", names_, work_->source_views));
-    if (!plain || is_intercepted()) return false;
-    read_autograd(items_of(destinations_), work_->destination_views);
-    work_->has_fills = read_fills(fill_, names_, work_->fills);
+    const bool plain_destinations =
+        read_tensors(items_of(destinations_), "destination", names_, work_->destination_views);
+    const bool plain_sources = read_tensors(items_of(sources_), "source", names_, work_->source_views);
+    if (!plain_destinations || !plain_sources || is_intercepted()) return false;
+    read_rest();
     return true;
   }
 
+  // Reads what the dispatcher hands to the op's implementation.
+  void read_dispatched() {
+    read_dispatched_tensors(items_of(destinations_), work_->destination_views);
+    read_dispatched_tensors(items_of(sources_), work_->source_views);
+    read_rest();
+  }
+
   void plan() {
-    try {
-      launches_ = plan_call(*work_);
-    } catch (const InvalidInput& error) {
-      throw std::runtime_error(describe(error, name_of(names_, error.pair)));
-    }
+    launches_ = with_names(names_, [&] { return plan_call(*work_); });
   }
 
   void run() {
     call(torch_api.increment_version, destinations_.ptr());
     run_call(launches_, work_->destinations.device(), work_->source_views,
-             [&](size_t i) { return own_handle(BorrowedHandle(items_of(sources_)[i]).get()); });
+             [&](size_t i) { return own_handle(handle_of(items_of(sources_)[i])); });
   }
 
   // The launches' kernel parameters in bytes, and each pair's path and bytes.
@@ -62,6 +61,11 @@ class Call {
   }
 
  private:
+  void read_rest() {
+    read_autograd(items_of(destinations_), work_->destination_views);
+    work_->has_fills = read_fills(fill_, names_, work_->fills);
+  }
+
   py::object destinations_;
   py::object sources_;
   py::handle fill_;
@@ -77,6 +81,14 @@ bool replay(py::handle dst, py::handle src, py::handle fill, py::handle names) {
   call.plan();
   call.run();
   return true;
+}
+
+// The op's implementation where it is registered from Python.
+void replay_dispatched(py::handle dst, py::handle src, py::handle fill) {
+  Call call(dst, src, fill, py::none());
+  call.read_dispatched();
+  call.plan();
+  call.run();
 }
 
 // Makes the checks of a call and says what it would do. None where the call is for the dispatcher.
@@ -105,7 +117,9 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   using namespace fused_copy;
   look_up_torch();
   module.attr("has_gpu_code") = kHasGpuCode;
+  module.attr("registers_op") = registers_op();
   module.def("replay", &replay, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
+  module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.def("launch_nothing", &launch_nothing, py::arg("device"));
   module.def("use_reference", [](bool use) { use_reference = use; }, py::arg("use"));

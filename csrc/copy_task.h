@@ -62,17 +62,21 @@ constexpr Operation cast_operation(DType from, DType to) {
                                 static_cast<int>(to));
 }
 
+// What one warp handles of a task is a tile: a block of its rows and columns. Tiles are numbered along the rows, then
+// down the columns, then through the outer dimensions.
+
 // One box of memory to write. Its columns are the units of a row.
-struct Task {
+struct alignas(16) Task {
   uint64_t src;  // address, or the pattern of a fill
   uint64_t dst;
-  uint64_t columns;
-  uint32_t first_tile;  // tiles are numbered through all tasks of a launch
-  uint16_t layout;      // where its Layout lies in the launch's words; 0: one row, columns side by side
+  uint32_t tile_columns;
+  uint32_t last_columns;  // of a row's last tile
+  uint32_t column_tiles;  // of a row
   Operation operation;
-  uint8_t width;  // log2 of a unit
+  uint8_t width;               // log2 of a unit
+  uint8_t lanes_log2;          // 2^lanes_log2 lanes of a warp lie along a row, the others on further rows
+  uint8_t column_tiles_shift;  // see divide()
 };
-static_assert(sizeof(Task) == 32);
 
 // Strides are in bytes. The first extent is that of the columns, the last the slowest varying.
 struct Extent {
@@ -83,33 +87,64 @@ struct Extent {
 
 // Four dimensions, and one more that splits elements whose address is not a multiple of their size.
 constexpr int kMaxExtents = 5;
+constexpr int kInnerExtents = 2;
 
-struct Layout {
-  uint32_t column_tiles;
+// A task with several rows, or with columns apart.
+struct alignas(16) StridedTask {
+  Task task;
+  uint32_t column_tiles_multiplier;
+  uint32_t tile_rows;
+  uint32_t last_rows;
   uint32_t row_tiles;
-  uint32_t columns_per_tile;
-  uint32_t rows_per_tile;
-  uint32_t lanes_log2;  // 2^lanes_log2 lanes of a warp lie along a row, the others on further rows
-  uint32_t rank;
-  Extent extents[kMaxExtents];  // only the first `rank` are stored; a ragged copy's first counts bytes, not columns
+  int64_t src_row_stride;
+  int64_t dst_row_stride;
+  // What follows, plain tasks do without.
+  int64_t src_column_stride;
+  int64_t dst_column_stride;
+  int64_t row_bytes;  // of a ragged copy
+  uint32_t row_tiles_multiplier;
+  uint8_t row_tiles_shift;
+  uint8_t outer_extents;
+  uint16_t outer;  // where they lie in the launch's words
 };
-constexpr int layout_words(int rank) { return 3 + rank * static_cast<int>(sizeof(Extent) / 8); }
-static_assert(sizeof(Layout) == 8 * layout_words(kMaxExtents));
+static_assert(sizeof(Task) == 32 && sizeof(StridedTask) == 96);
+
+// Divides numbers below 2^31 by multiplying (Granlund and Montgomery, "Division by Invariant Integers using
+// Multiplication", 1994): a division is a long chain of instructions on a GPU.
+FUSED_COPY_HOST_DEVICE inline uint32_t divide(uint32_t number, uint32_t multiplier, uint32_t shift) {
+  const auto high = static_cast<uint32_t>(static_cast<uint64_t>(number) * multiplier >> 32);
+  return (high + number) >> shift;
+}
+
+// Which kernel a launch takes: the more it must be able to do, the longer its code and the more registers it holds.
+enum class LaunchKind : uint8_t {
+  Plain,    // copies and fills of at most two dimensions, columns side by side
+  General,  // all but casts
+  Casting,
+};
 
 struct LaunchHeader {
-  uint32_t tasks;
   uint32_t tiles;
-  uint32_t tile_bytes;  // what a full tile writes
-  uint32_t casts;       // tasks that cast
+  uint16_t tasks;
+  uint16_t strided;      // tasks that are StridedTasks: the first ones
+  uint16_t search_step;  // see find_task() of kernel.cu: the smallest power of kSearchRadix that takes it to the end
+  uint16_t strided_at;   // the word at which the strided tasks begin
+  uint16_t dense_base;   // the word at which the others would, were the strided ones of their size
+  LaunchKind kind;
 };
+constexpr uint32_t kSearchRadix = 8;
 
 // A kernel takes 32,764 bytes of parameters since CUDA 12.1, from compute capability 7.0 up (CUDA C++ Programming
 // Guide, "Function Parameters"): so many pairs of words.
 constexpr int kMaxLaunchWords = 32764 / 16 * 2;
 constexpr int kHeaderWords = sizeof(LaunchHeader) / 8;
 constexpr int kTaskWords = sizeof(Task) / 8;
+constexpr int kStridedTaskWords = sizeof(StridedTask) / 8;
+constexpr int kExtentWords = sizeof(Extent) / 8;
+static_assert(sizeof(LaunchHeader) == 16);
 
-// The parameters of one kernel: a header, the tasks, their layouts.
+// The parameters of one kernel: a header, the number of every task's first tile, the strided tasks, the others, the
+// outer extents.
 template <int kWords>
 struct Launch {
   alignas(16) uint64_t words[kWords];
@@ -119,21 +154,35 @@ FUSED_COPY_HOST_DEVICE inline const LaunchHeader& launch_header(const uint64_t* 
   return *reinterpret_cast<const LaunchHeader*>(words);
 }
 
-FUSED_COPY_HOST_DEVICE inline const Task* launch_tasks(const uint64_t* words) {
-  return reinterpret_cast<const Task*>(words + kHeaderWords);
+FUSED_COPY_HOST_DEVICE inline const uint32_t* launch_first_tiles(const uint64_t* words) {
+  return reinterpret_cast<const uint32_t*>(words + kHeaderWords);
+}
+
+// Filled up with kNoTile to whole steps of a search.
+FUSED_COPY_HOST_DEVICE constexpr int first_tiles_words(int tasks) {
+  return (tasks + static_cast<int>(kSearchRadix) - 1) / static_cast<int>(kSearchRadix) *
+         static_cast<int>(kSearchRadix) / 2;
+}
+constexpr uint32_t kNoTile = ~0u;
+
+// The task of this number, which is a StridedTask where the number is below the header's `strided`.
+FUSED_COPY_HOST_DEVICE inline const Task& launch_task(const uint64_t* words, uint32_t number) {
+  const LaunchHeader& header = launch_header(words);
+  const uint32_t at = number < header.strided ? header.strided_at + number * kStridedTaskWords
+                                              : header.dense_base + number * kTaskWords;
+  return *reinterpret_cast<const Task*>(words + at);
 }
 
 constexpr int kWarpLanesLog2 = 5;
 constexpr int kWarpLanes = 1 << kWarpLanesLog2;
 
-// What one warp handles: a block of rows and columns of one task. Strides are in bytes.
+// Strides are in bytes.
 struct Tile {
   uint64_t src;  // address of column 0 in the first row
   uint64_t dst;
   uint64_t first_column;
   uint32_t columns;
   uint32_t rows;
-  uint32_t lanes_log2;
   int64_t row_bytes;  // of a ragged copy
   int64_t src_column_stride;
   int64_t dst_column_stride;
@@ -141,69 +190,39 @@ struct Tile {
   int64_t dst_row_stride;
 };
 
-FUSED_COPY_HOST_DEVICE constexpr uint32_t columns_per_full_tile(uint32_t tile_bytes, int unit_bytes_log2) {
-  const uint32_t columns = tile_bytes >> unit_bytes_log2;
-  return columns < kWarpLanes ? kWarpLanes : columns;
-}
-
-FUSED_COPY_HOST_DEVICE inline uint32_t tile_extent(uint64_t size, uint64_t first, uint32_t limit) {
-  return static_cast<uint32_t>(size - first < limit ? size - first : limit);
-}
-
-// The part of `task` that is the launch's tile number `tile`. `src_unit` and `dst_unit` are the bytes from one column
-// to the next where they lie side by side, `unit_log2` is the larger one's logarithm.
-FUSED_COPY_HOST_DEVICE inline Tile locate_tile(const uint64_t* words, const Task& task, uint32_t tile, int src_unit,
-                                               int dst_unit, int unit_log2) {
-  tile -= task.first_tile;
-  if (task.layout == 0) {
-    const uint32_t columns_per_tile = columns_per_full_tile(launch_header(words).tile_bytes, unit_log2);
-    const uint64_t first_column = static_cast<uint64_t>(tile) * columns_per_tile;
-    const uint32_t columns = tile_extent(task.columns, first_column, columns_per_tile);
-    return {task.src, task.dst, first_column, columns, 1, kWarpLanesLog2, 0, src_unit, dst_unit, 0, 0};
-  }
-  const Layout& layout = *reinterpret_cast<const Layout*>(words + task.layout);
-  const Extent* extents = layout.extents;
-  Tile located{
-      .src = task.src,
-      .dst = task.dst,
-      .rows = 1,
-      .lanes_log2 = layout.lanes_log2,
-      .row_bytes = extents[0].size,
-      .src_column_stride = extents[0].src_stride,
-      .dst_column_stride = extents[0].dst_stride,
-  };
-  located.first_column = static_cast<uint64_t>(tile % layout.column_tiles) * layout.columns_per_tile;
-  located.columns = tile_extent(task.columns, located.first_column, layout.columns_per_tile);
-  if (layout.rank > 1) {
-    tile /= layout.column_tiles;
-    const uint64_t first_row = static_cast<uint64_t>(tile % layout.row_tiles) * layout.rows_per_tile;
-    located.rows = tile_extent(extents[1].size, first_row, layout.rows_per_tile);
-    located.src_row_stride = extents[1].src_stride;
-    located.dst_row_stride = extents[1].dst_stride;
-    located.src += first_row * extents[1].src_stride;
-    located.dst += first_row * extents[1].dst_stride;
-    uint32_t outer = tile / layout.row_tiles;
-    for (uint32_t d = 2; d < layout.rank; ++d) {
+// A task's tile of this number. `src_unit` and `dst_unit` are the bytes from one column to the next in a task that is
+// not strided.
+FUSED_COPY_HOST_DEVICE inline Tile locate_tile(const uint64_t* words, const Task& task, bool is_strided,
+                                               uint32_t number, int src_unit, int dst_unit) {
+  Tile tile{task.src, task.dst, 0, 0, 1, 0, src_unit, dst_unit, 0, 0};
+  uint32_t column_tile = number;
+  if (is_strided) {
+    const auto& strided = reinterpret_cast<const StridedTask&>(task);
+    const uint32_t row_number = divide(number, strided.column_tiles_multiplier, task.column_tiles_shift);
+    column_tile = number - row_number * task.column_tiles;
+    uint32_t outer = divide(row_number, strided.row_tiles_multiplier, strided.row_tiles_shift);
+    const uint32_t row_tile = row_number - outer * strided.row_tiles;
+    const int64_t first_row = static_cast<int64_t>(row_tile) * strided.tile_rows;
+    tile.rows = row_tile + 1 == strided.row_tiles ? strided.last_rows : strided.tile_rows;
+    tile.src += first_row * strided.src_row_stride;
+    tile.dst += first_row * strided.dst_row_stride;
+    tile.row_bytes = strided.row_bytes;
+    tile.src_column_stride = strided.src_column_stride;
+    tile.dst_column_stride = strided.dst_column_stride;
+    tile.src_row_stride = strided.src_row_stride;
+    tile.dst_row_stride = strided.dst_row_stride;
+    const Extent* extents = reinterpret_cast<const Extent*>(words + strided.outer);
+    for (int d = 0; d < strided.outer_extents; ++d) {
       // A launch has fewer than 2^31 tiles, so an outer extent that matters fits 32 bits.
-      const uint32_t size = static_cast<uint32_t>(extents[d].size);
-      located.src += (outer % size) * extents[d].src_stride;
-      located.dst += (outer % size) * extents[d].dst_stride;
+      const auto size = static_cast<uint32_t>(extents[d].size);
+      tile.src += (outer % size) * extents[d].src_stride;
+      tile.dst += (outer % size) * extents[d].dst_stride;
       outer /= size;
     }
   }
-  return located;
-}
-
-// The task that a launch's tile belongs to: the last whose first tile is not beyond it.
-FUSED_COPY_HOST_DEVICE inline const Task& find_task(const uint64_t* words, uint32_t tile) {
-  const Task* first = launch_tasks(words);
-  uint32_t count = launch_header(words).tasks;
-  while (count > 1) {
-    const uint32_t half = count / 2;
-    first += first[half].first_tile <= tile ? half : 0;
-    count -= half;
-  }
-  return *first;
+  tile.first_column = static_cast<uint64_t>(column_tile) * task.tile_columns;
+  tile.columns = column_tile + 1 == task.column_tiles ? task.last_columns : task.tile_columns;
+  return tile;
 }
 
 }  // namespace fused_copy

@@ -88,34 +88,47 @@ constexpr std::array<CastTile, sizeof...(kCodes)> cast_table(std::integer_sequen
 }
 constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCastableDTypes * kCastableDTypes>());
 
-void run_tile(const uint64_t* words, const Task& task, uint32_t tile) {
-  if (task.operation >= Operation::Cast) {
-    const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
-    const int src_log2 = castable_size_log2(code / kCastableDTypes) + task.width;
-    const int dst_log2 = castable_size_log2(code % kCastableDTypes) + task.width;
-    kCastTiles[code](locate_tile(words, task, tile, 1 << src_log2, 1 << dst_log2, std::max(src_log2, dst_log2)),
-                     1 << task.width);
-    return;
+struct UnitBytes {
+  int src;
+  int dst;
+};
+
+UnitBytes unit_bytes(const Task& task) {
+  if (task.operation < Operation::Cast) {
+    const bool copies = task.operation == Operation::Copy || task.operation == Operation::CopyRagged;
+    return {copies ? 1 << task.width : 0, 1 << task.width};
   }
-  const int unit_bytes = 1 << task.width;
-  const bool fill = task.operation == Operation::Fill || task.operation == Operation::Fill16;
-  const Tile located = locate_tile(words, task, tile, fill ? 0 : unit_bytes, unit_bytes, task.width);
-  if (fill) {
-    fill_tile(located, unit_bytes, task.src, task.operation == Operation::Fill16);
-  } else if (task.operation == Operation::CopyRagged) {
-    copy_ragged_tile(located, unit_bytes);
-  } else {
-    copy_tile(located, unit_bytes);
+  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
+  return {1 << (castable_size_log2(code / kCastableDTypes) + task.width),
+          1 << (castable_size_log2(code % kCastableDTypes) + task.width)};
+}
+
+void run_tile(const Task& task, const Tile& tile) {
+  const int bytes = 1 << task.width;
+  switch (task.operation) {
+    case Operation::Copy: return copy_tile(tile, bytes);
+    case Operation::CopyRagged: return copy_ragged_tile(tile, bytes);
+    case Operation::Fill: return fill_tile(tile, bytes, task.src, false);
+    case Operation::Fill16: return fill_tile(tile, bytes, task.src, true);
+    default: kCastTiles[static_cast<int>(task.operation) - static_cast<int>(Operation::Cast)](tile, 1 << task.width);
+  }
+}
+
+void run_launch(const uint64_t* words) {
+  const LaunchHeader& header = launch_header(words);
+  const uint32_t* first_tiles = launch_first_tiles(words);
+  for (uint32_t i = 0; i < header.tasks; ++i) {
+    const Task& task = launch_task(words, i);
+    const auto [src, dst] = unit_bytes(task);
+    const uint32_t tiles = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - first_tiles[i];
+    for (uint32_t t = 0; t < tiles; ++t) run_tile(task, locate_tile(words, task, i < header.strided, t, src, dst));
   }
 }
 
 }  // namespace
 
 void run_on_cpu(std::span<const PlannedLaunch> launches) {
-  for (const PlannedLaunch& launch : launches) {
-    const uint64_t* words = launch.params.words;
-    for (uint32_t tile = 0; tile < launch.header().tiles; ++tile) run_tile(words, find_task(words, tile), tile);
-  }
+  for (const PlannedLaunch& launch : launches) run_launch(launch.params.words);
 }
 
 }  // namespace fused_copy

@@ -49,6 +49,9 @@ class BorrowedWorkspace {
 // Gives pinned sources of GPU destinations the address by which the GPU reads them.
 void locate_pinned(std::span<const TensorView> destinations, std::span<TensorView> sources);
 
+// Whether this torch's stable ABI has lists of tensors, so that the op is implemented in C++.
+bool registers_op();
+
 // Plans the call whose tensors the workspace holds. Throws InvalidInput.
 std::span<const PlannedLaunch> plan_call(Workspace& work);
 

@@ -37,10 +37,12 @@ constexpr int kBlockWarps = kBlockThreads / kWarpLanes;
 // Loads in flight per lane before the first store.
 constexpr int kBatch = 4;
 
+// A unit as the type that one instruction loads and stores: of bytes in a struct the compiler makes many registers.
 template <int kBytes>
-struct alignas(kBytes) Unit {
-  uint8_t bytes[kBytes];
-};
+using Unit = std::conditional_t<
+    kBytes == 16, uint4,
+    std::conditional_t<kBytes == 8, uint2,
+                       std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>;
 
 template <class T, int kElements>
 struct alignas(sizeof(T) * kElements < 16 ? sizeof(T) * kElements : 16) Elements {
@@ -55,46 +57,94 @@ struct LaneWalk {
   int64_t dst_step;
   uint64_t column;  // of the first unit
   uint32_t count;
+  bool side_by_side;  // the warp's units are
 };
 
-__device__ inline LaneWalk walk_lane(const Tile& tile, uint32_t lane) {
-  const uint32_t x = lane & ((1u << tile.lanes_log2) - 1);
-  const uint32_t y = lane >> tile.lanes_log2;
+__device__ inline LaneWalk walk_lane(const Tile& tile, uint32_t lanes_log2, uint32_t lane) {
+  const uint32_t x = lane & ((1u << lanes_log2) - 1);
+  const uint32_t y = lane >> lanes_log2;
   const uint64_t column = tile.first_column + x;
   LaneWalk walk{
       .src = tile.src + column * tile.src_column_stride + y * tile.src_row_stride,
       .dst = tile.dst + column * tile.dst_column_stride + y * tile.dst_row_stride,
       .column = column,
   };
-  if (tile.lanes_log2 == kWarpLanesLog2) {
+  if (lanes_log2 == kWarpLanesLog2) {
     walk.src_step = tile.src_column_stride << kWarpLanesLog2;
     walk.dst_step = tile.dst_column_stride << kWarpLanesLog2;
-    walk.count = (tile.columns - x + kWarpLanes - 1) >> kWarpLanesLog2;
+    walk.count = (tile.columns + kWarpLanes - 1 - x) >> kWarpLanesLog2;
   } else {
-    const uint32_t lane_rows_log2 = kWarpLanesLog2 - tile.lanes_log2;
+    const uint32_t lane_rows_log2 = kWarpLanesLog2 - lanes_log2;
     walk.src_step = tile.src_row_stride << lane_rows_log2;
     walk.dst_step = tile.dst_row_stride << lane_rows_log2;
-    walk.count = (tile.rows - y + (1u << lane_rows_log2) - 1) >> lane_rows_log2;
+    walk.count = (tile.rows + (1u << lane_rows_log2) - 1 - y) >> lane_rows_log2;
+    if (x >= tile.columns) walk.count = 0;
   }
-  if (x >= tile.columns || y >= tile.rows) walk.count = 0;
   return walk;
 }
 
+// The walk in a tile of a plain task, the columns of `1 << width` bytes. A small step takes as long as a warp needs to
+// fetch and run the instructions up to its first load, so this does without all that locate_tile() must provide for.
+__device__ inline LaneWalk walk_plain_lane(const Task& task, bool is_strided, uint32_t tile, uint32_t lane) {
+  const uint32_t width = task.width;
+  const uint32_t tile_columns = task.tile_columns;
+  const uint32_t last_columns = task.last_columns;
+  LaneWalk walk{.src = task.src, .dst = task.dst, .column = lane, .side_by_side = true};
+  uint32_t column_tile = tile;
+  if (is_strided) {
+    const auto& strided = reinterpret_cast<const StridedTask&>(task);
+    const int64_t src_row_stride = strided.src_row_stride;
+    const int64_t dst_row_stride = strided.dst_row_stride;
+    const uint32_t row_tile = divide(tile, strided.column_tiles_multiplier, task.column_tiles_shift);
+    column_tile = tile - row_tile * task.column_tiles;
+    uint32_t row = row_tile * strided.tile_rows;
+    if (task.lanes_log2 < kWarpLanesLog2) {
+      const uint32_t lane_rows_log2 = kWarpLanesLog2 - task.lanes_log2;
+      const uint32_t y = lane >> task.lanes_log2;
+      const uint32_t rows = row_tile + 1 == strided.row_tiles ? strided.last_rows : strided.tile_rows;
+      walk.column = lane & ((1u << task.lanes_log2) - 1);
+      walk.src_step = src_row_stride << lane_rows_log2;
+      walk.dst_step = dst_row_stride << lane_rows_log2;
+      walk.count = walk.column < last_columns ? (rows + (1u << lane_rows_log2) - 1 - y) >> lane_rows_log2 : 0;
+      walk.side_by_side = false;
+      row += y;
+    }
+    walk.src += row * src_row_stride;
+    walk.dst += row * dst_row_stride;
+  }
+  if (walk.side_by_side) {
+    const uint32_t columns = column_tile + 1 == task.column_tiles ? last_columns : tile_columns;
+    walk.count = (columns + kWarpLanes - 1 - lane) >> kWarpLanesLog2;
+  }
+  const uint64_t offset = static_cast<uint64_t>(column_tile) * (tile_columns << width) + (walk.column << width);
+  walk.src += offset;
+  walk.dst += offset;
+  return walk;
+}
+
+// Copies `count` units, `src_step` and `dst_step` bytes apart. The loads of a whole batch are under no condition and so
+// in flight together; unrolling further only costs instructions to fetch.
 template <int kBytes>
-__device__ inline void copy_tile(const Tile& tile, uint32_t lane) {
-  LaneWalk walk = walk_lane(tile, lane);
-  for (uint32_t first = 0; first < walk.count; first += kBatch) {
-    Unit<kBytes> units[kBatch];
+__device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count) {
+  Unit<kBytes> units[kBatch];
+  const auto load = [&](int i) { units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + i * src_step); };
+  const auto store = [&](int i) { *reinterpret_cast<Unit<kBytes>*>(dst + i * dst_step) = units[i]; };
+#pragma unroll 1
+  for (; count >= kBatch; count -= kBatch) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i < walk.count) units[i] = *reinterpret_cast<const Unit<kBytes>*>(walk.src + i * walk.src_step);
-    }
+    for (int i = 0; i < kBatch; ++i) load(i);
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (first + i < walk.count) *reinterpret_cast<Unit<kBytes>*>(walk.dst + i * walk.dst_step) = units[i];
-    }
-    walk.src += kBatch * walk.src_step;
-    walk.dst += kBatch * walk.dst_step;
+    for (int i = 0; i < kBatch; ++i) store(i);
+    src += kBatch * src_step;
+    dst += kBatch * dst_step;
+  }
+#pragma unroll
+  for (int i = 0; i < kBatch - 1; ++i) {
+    if (i < count) load(i);
+  }
+#pragma unroll
+  for (int i = 0; i < kBatch - 1; ++i) {
+    if (i < count) store(i);
   }
 }
 
@@ -111,15 +161,18 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
       return static_cast<int64_t>(tile.first_column + first + i * kWarpLanes) * kBytes;
     };
     const auto whole = [&](int i) { return offset(i) >= phase && offset(i) + kBytes <= end; };
+    if (whole(0) && whole(kBatch - 1) && first + (kBatch - 1) * kWarpLanes < tile.columns) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      if (whole(i)) units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + offset(i));
+      for (int i = 0; i < kBatch; ++i) units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + offset(i));
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) *reinterpret_cast<Unit<kBytes>*>(dst + offset(i)) = units[i];
+      continue;
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (first + i * kWarpLanes >= tile.columns) break;
       if (whole(i)) {
-        *reinterpret_cast<Unit<kBytes>*>(dst + offset(i)) = units[i];
+        *reinterpret_cast<Unit<kBytes>*>(dst + offset(i)) = *reinterpret_cast<const Unit<kBytes>*>(src + offset(i));
       } else {
         const int64_t begin = max(offset(i), phase);
         for (int64_t at = begin; at < min(offset(i) + kBytes, end); ++at) {
@@ -130,16 +183,28 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   }
 }
 
+// Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
 template <int kBytes>
-__device__ inline void fill_tile(const Tile& tile, uint32_t lane, uint64_t pattern, bool upper_half_zero) {
-  const LaneWalk walk = walk_lane(tile, lane);
-  // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
+__device__ inline void fill_units(const Task& task, const LaneWalk& walk) {
+  const bool upper_half_zero = task.operation == Operation::Fill16;
   const uint32_t at = static_cast<uint32_t>(walk.column * kBytes) % 16;
-  const uint64_t low = upper_half_zero && at >= 8 ? 0 : pattern >> (at % 8 * 8);
-  const uint64_t bits[2] = {low, upper_half_zero ? 0 : pattern};
+  const uint64_t low = upper_half_zero && at >= 8 ? 0 : task.src >> (at % 8 * 8);
+  const uint64_t bits[2] = {low, upper_half_zero ? 0 : task.src};
   Unit<kBytes> unit;
   memcpy(&unit, bits, kBytes);
-  for (uint32_t i = 0; i < walk.count; ++i) *reinterpret_cast<Unit<kBytes>*>(walk.dst + i * walk.dst_step) = unit;
+  const int64_t step = walk.side_by_side ? kWarpLanes * kBytes : walk.dst_step;
+#pragma unroll 1
+  for (uint32_t i = 0; i < walk.count; ++i) *reinterpret_cast<Unit<kBytes>*>(walk.dst + i * step) = unit;
+}
+
+template <int kBytes>
+__device__ inline void run_units(const Task& task, const LaneWalk& walk) {
+  if (task.operation != Operation::Copy) return fill_units<kBytes>(task, walk);
+  if (walk.side_by_side) {
+    constexpr int64_t step = kWarpLanes * kBytes;
+    return copy_units<kBytes>(walk.src, walk.dst, step, step, walk.count);
+  }
+  copy_units<kBytes>(walk.src, walk.dst, walk.src_step, walk.dst_step, walk.count);
 }
 
 using Types = CastTypes<__half, __nv_bfloat16>;
@@ -203,15 +268,8 @@ __device__ inline void store_as(int to, std::integer_sequence<int, kTo...>, Cast
 }
 
 template <int kElements, int... kDTypes>
-__device__ inline void cast_tile(const uint64_t* words, const Task& task, uint32_t tile, uint32_t lane,
-                                 std::integer_sequence<int, kDTypes...> dtypes) {
-  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
-  const int from = code / kCastableDTypes;
-  const int to = code % kCastableDTypes;
-  const int src_log2 = castable_size_log2(from) + task.width;
-  const int dst_log2 = castable_size_log2(to) + task.width;
-  const Tile located = locate_tile(words, task, tile, 1 << src_log2, 1 << dst_log2, max(src_log2, dst_log2));
-  const LaneWalk walk = walk_lane(located, lane);
+__device__ inline void cast_units(int from, int to, const LaneWalk& walk,
+                                  std::integer_sequence<int, kDTypes...> dtypes) {
   for (uint32_t first = 0; first < walk.count; first += kCastBatch) {
     CastUnits<kElements> units;
     ((from == kDTypes ? load_units<Types::at<kDTypes>>(units, walk, first) : void()), ...);
@@ -225,60 +283,101 @@ __device__ inline void cast_tile(const uint64_t* words, const Task& task, uint32
   }
 }
 
-template <int kWidth>
-__device__ inline void run_tile(const uint64_t* words, const Task& task, uint32_t tile, uint32_t lane) {
-  constexpr int kBytes = 1 << kWidth;
-  const bool fill = task.operation == Operation::Fill || task.operation == Operation::Fill16;
-  const Tile located = locate_tile(words, task, tile, fill ? 0 : kBytes, kBytes, kWidth);
-  if (fill) {
-    fill_tile<kBytes>(located, lane, task.src, task.operation == Operation::Fill16);
-  } else if (task.operation == Operation::CopyRagged) {
-    copy_ragged_tile<kBytes>(located, lane);
+__device__ inline void run_cast(const uint64_t* words, const Task& task, bool strided, uint32_t tile, uint32_t lane) {
+  constexpr std::make_integer_sequence<int, kCastableDTypes> dtypes;
+  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
+  const int from = code / kCastableDTypes;
+  const int to = code % kCastableDTypes;
+  const int src_unit = 1 << (castable_size_log2(from) + task.width);
+  const int dst_unit = 1 << (castable_size_log2(to) + task.width);
+  const LaneWalk walk = walk_lane(locate_tile(words, task, strided, tile, src_unit, dst_unit), task.lanes_log2, lane);
+  if (task.width == kCastWidth) {
+    cast_units<1 << kCastWidth>(from, to, walk, dtypes);
   } else {
-    copy_tile<kBytes>(located, lane);
+    cast_units<1>(from, to, walk, dtypes);
   }
 }
 
-// A warp takes one tile. Launches without casts use a kernel without the code for them.
-template <int kWords, bool kCasts>
+// Calls `body` with the bytes of a unit as a constant.
+template <class Body>
+__device__ inline void with_unit_bytes(uint32_t width, Body body) {
+  switch (width) {
+    case 4: return body(std::integral_constant<int, 16>());
+    case 2: return body(std::integral_constant<int, 4>());
+    case 3: return body(std::integral_constant<int, 8>());
+    case 1: return body(std::integral_constant<int, 2>());
+    default: return body(std::integral_constant<int, 1>());
+  }
+}
+
+// The number of the last task whose first tile is not beyond this one. Every probe of a step is independent of the
+// others, and all lanes probe alike: reads of the parameters at different addresses would run one after the other.
+__device__ inline uint32_t find_task(const uint64_t* words, uint32_t tile) {
+  const LaunchHeader& header = launch_header(words);
+  const uint32_t* first_tiles = launch_first_tiles(words);
+  uint32_t number = 0;
+#pragma unroll 1
+  for (uint32_t step = header.search_step; step > 1; step /= kSearchRadix) {
+    uint32_t not_beyond = 0;
+#pragma unroll
+    for (uint32_t i = 1; i < kSearchRadix; ++i) {
+      const uint32_t at = number + i * step;
+      not_beyond += at < header.tasks && first_tiles[at] <= tile;
+    }
+    number += not_beyond * step;
+  }
+  uint32_t not_beyond = 0;
+#pragma unroll
+  for (uint32_t i = 1; i < kSearchRadix; ++i) not_beyond += first_tiles[number + i] <= tile;
+  return number + not_beyond;
+}
+
+// A warp takes one tile.
+template <int kWords, LaunchKind kKind>
 __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_constant__ Launch<kWords> launch) {
   const uint64_t* words = launch.words;
+  const LaunchHeader& header = launch_header(words);
   const uint32_t lane = threadIdx.x % kWarpLanes;
-  const uint32_t tile = blockIdx.x * kBlockWarps + threadIdx.x / kWarpLanes;
-  if (tile >= launch_header(words).tiles) return;
-  const Task& task = find_task(words, tile);
-  if constexpr (kCasts) {
-    if (task.operation >= Operation::Cast) {
-      constexpr std::make_integer_sequence<int, kCastableDTypes> dtypes;
-      if (task.width == kCastWidth) {
-        cast_tile<1 << kCastWidth>(words, task, tile, lane, dtypes);
-      } else {
-        cast_tile<1>(words, task, tile, lane, dtypes);
-      }
-      return;
+  uint32_t tile = blockIdx.x * kBlockWarps + threadIdx.x / kWarpLanes;
+  if (tile >= header.tiles) return;
+  const uint32_t number = find_task(words, tile);
+  tile -= launch_first_tiles(words)[number];
+  const bool strided = number < header.strided;
+  const Task& task = launch_task(words, number);
+  LaneWalk walk;
+  if constexpr (kKind == LaunchKind::Plain) {
+    walk = walk_plain_lane(task, strided, tile, lane);
+  } else {
+    if (kKind == LaunchKind::Casting && task.operation >= Operation::Cast) {
+      return run_cast(words, task, strided, tile, lane);
     }
+    const int unit = 1 << task.width;
+    const Tile located = locate_tile(words, task, strided, tile, unit, unit);
+    if (task.operation == Operation::CopyRagged) {
+      return with_unit_bytes(task.width, [&](auto bytes) { copy_ragged_tile<decltype(bytes)::value>(located, lane); });
+    }
+    walk = walk_lane(located, task.lanes_log2, lane);
   }
-  switch (task.width) {
-    case 0: return run_tile<0>(words, task, tile, lane);
-    case 1: return run_tile<1>(words, task, tile, lane);
-    case 2: return run_tile<2>(words, task, tile, lane);
-    case 3: return run_tile<3>(words, task, tile, lane);
-    default: return run_tile<4>(words, task, tile, lane);
-  }
+  with_unit_bytes(task.width, [&](auto bytes) { run_units<decltype(bytes)::value>(task, walk); });
 }
 
 // A launch costs more with more parameters, so each goes into the smallest kernel that holds it.
 constexpr int kLaunchWords[] = {64, 512, kMaxLaunchWords};
 
+template <int kWords>
+const void* kernel_of(LaunchKind kind) {
+  switch (kind) {
+    case LaunchKind::Plain: return reinterpret_cast<const void*>(&fused_copy_kernel<kWords, LaunchKind::Plain>);
+    case LaunchKind::General: return reinterpret_cast<const void*>(&fused_copy_kernel<kWords, LaunchKind::General>);
+    default: return reinterpret_cast<const void*>(&fused_copy_kernel<kWords, LaunchKind::Casting>);
+  }
+}
+
 const void* kernel_for(const PlannedLaunch& launch) {
-  const bool casts = launch.header().casts > 0;
-  const auto pick = [&]<int kWords>() {
-    return casts ? reinterpret_cast<const void*>(&fused_copy_kernel<kWords, true>)
-                 : reinterpret_cast<const void*>(&fused_copy_kernel<kWords, false>);
-  };
-  if (launch.used_words <= kLaunchWords[0]) return pick.template operator()<kLaunchWords[0]>();
-  if (launch.used_words <= kLaunchWords[1]) return pick.template operator()<kLaunchWords[1]>();
-  return pick.template operator()<kLaunchWords[2]>();
+  const LaunchKind kind = launch.header().kind;
+  if (launch.used_words <= kLaunchWords[0]) return kernel_of<kLaunchWords[0]>(kind);
+  if (launch.used_words <= kLaunchWords[1]) return kernel_of<kLaunchWords[1]>(kind);
+  return kernel_of<kLaunchWords[2]>(kind);
 }
 
 void check(cudaError_t error, const char* what) {

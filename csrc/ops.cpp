@@ -2,61 +2,25 @@
 #define TORCH_TARGET_VERSION 0x020a000000000000
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/core/DeviceType.h>
-#include <torch/headeronly/core/Layout.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <vector>
 
 #include "errors.h"
 #include "front_door.h"
+#include "tensors.h"
+
+// Since torch 2.10. Weak, so that the same binary loads with torch 2.9, where Python registers the op.
+#pragma weak torch_call_dispatcher
+#pragma weak torch_delete_list
+#pragma weak torch_library_impl
+#pragma weak torch_list_get_item
+#pragma weak torch_list_size
 
 namespace fused_copy {
 namespace {
 
-using torch::headeronly::DeviceType;
-using torch::headeronly::ScalarType;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
-
-DType dtype_of(int32_t scalar_type) {
-  switch (static_cast<ScalarType>(scalar_type)) {
-    case ScalarType::Bool: return DType::Bool;
-    case ScalarType::Byte: return DType::UInt8;
-    case ScalarType::Char: return DType::Int8;
-    case ScalarType::Short: return DType::Int16;
-    case ScalarType::Int: return DType::Int32;
-    case ScalarType::Long: return DType::Int64;
-    case ScalarType::Half: return DType::Float16;
-    case ScalarType::BFloat16: return DType::BFloat16;
-    case ScalarType::Float: return DType::Float32;
-    case ScalarType::Double: return DType::Float64;
-    case ScalarType::UInt16: return DType::UInt16;
-    case ScalarType::UInt32: return DType::UInt32;
-    case ScalarType::UInt64: return DType::UInt64;
-    case ScalarType::ComplexHalf: return DType::Complex32;
-    case ScalarType::ComplexFloat: return DType::Complex64;
-    case ScalarType::ComplexDouble: return DType::Complex128;
-    case ScalarType::Float8_e4m3fn: return DType::Float8E4M3FN;
-    case ScalarType::Float8_e4m3fnuz: return DType::Float8E4M3FNUZ;
-    case ScalarType::Float8_e5m2: return DType::Float8E5M2;
-    case ScalarType::Float8_e5m2fnuz: return DType::Float8E5M2FNUZ;
-    case ScalarType::Float8_e8m0fnu: return DType::Float8E8M0FNU;
-    case ScalarType::Float4_e2m1fn_x2: return DType::Float4E2M1FNx2;
-    case ScalarType::Bits8: return DType::Bits8;
-    case ScalarType::Bits16: return DType::Bits16;
-    default: return DType::Unsupported;
-  }
-}
-
-fused_copy::DeviceType device_type_of(int32_t device_type) {
-  switch (static_cast<DeviceType>(device_type)) {
-    case DeviceType::CPU: return fused_copy::DeviceType::Cpu;
-    case DeviceType::CUDA: return fused_copy::DeviceType::Cuda;
-    case DeviceType::Meta: return fused_copy::DeviceType::Meta;
-    default: return fused_copy::DeviceType::Other;
-  }
-}
 
 // Calls an operator with a tensor, which it does not take over, and further arguments.
 StableIValue call_operator(const char* name, AtenTensorHandle tensor, std::initializer_list<StableIValue> others = {}) {
@@ -84,36 +48,9 @@ bool requires_grad(AtenTensorHandle tensor) {
   return !leaf;
 }
 
-TensorView view_of(AtenTensorHandle tensor, const Questions& ask) {
-  TensorView view{};
-  int32_t layout, dtype, device_type;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device_type));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor, &view.device.index));
-  view.dtype = dtype_of(dtype);
-  view.device.type = device_type_of(device_type);
-  if (view.device.type == fused_copy::DeviceType::Cpu) view.device.index = 0;
-  int64_t* sizes;
-  int64_t* strides;
-  int64_t storage_offset, storage_size;
-  void* data;
-  // Nested tensors say that they are strided, but have no sizes.
-  view.strided = layout == static_cast<int32_t>(torch::headeronly::Layout::Strided) &&
-                 aoti_torch_get_dim(tensor, &view.rank) == TORCH_SUCCESS &&
-                 aoti_torch_get_sizes(tensor, &sizes) == TORCH_SUCCESS &&
-                 aoti_torch_get_strides(tensor, &strides) == TORCH_SUCCESS;
-  if (!view.strided || view.device.type > fused_copy::DeviceType::Cuda) {
-    view.rank = 0;
-    return view;
-  }
-  view.sizes = sizes;
-  view.strides = strides;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor, &storage_offset));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor, &storage_size));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &data));
-  view.address = reinterpret_cast<uint64_t>(data);
-  view.storage_bytes = storage_size - storage_offset * dtype_size(view.dtype);
+TensorView read_tensor(AtenTensorHandle tensor, const Questions& ask) {
+  TensorView view = fused_copy::read_tensor(tensor);
+  if (!view.strided || view.device.type > DeviceType::Cuda) return view;
   view.lazy = ask.lazy && (is("aten::is_conj", tensor) || is("aten::is_neg", tensor));
   if (ask.autograd) {
     // Inference mode turns grad mode off, so an inference tensor is outside of it here.
@@ -150,7 +87,7 @@ class TensorList {
   TensorList& operator=(const TensorList&) = delete;
 
   void read(const Questions& ask, std::vector<TensorView>& views) const {
-    for (AtenTensorHandle handle : handles_) views.push_back(view_of(handle, ask));
+    for (AtenTensorHandle handle : handles_) views.push_back(read_tensor(handle, ask));
   }
 
   const std::vector<AtenTensorHandle>& handles() const { return handles_; }
@@ -200,7 +137,14 @@ void replay(StableIValue* stack, bool lazy) {
 void replay_boxed(StableIValue* stack, uint64_t, uint64_t) { replay(stack, /*lazy=*/false); }
 void replay_lazy_boxed(StableIValue* stack, uint64_t, uint64_t) { replay(stack, /*lazy=*/true); }
 
+void implement(torch::stable::detail::StableLibrary& library, void (*boxed)(StableIValue*, uint64_t, uint64_t)) {
+  if (registers_op()) library.impl("replay", boxed);
+}
+
 }  // namespace
+
+bool registers_op() { return &torch_list_size != nullptr; }
+
 }  // namespace fused_copy
 
 STABLE_TORCH_LIBRARY(fused_copy, library) {
@@ -209,14 +153,18 @@ STABLE_TORCH_LIBRARY(fused_copy, library) {
 
 // All back ends, so that tensors of one that is not supported meet this project's own error. No Autograd kernel.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, CompositeExplicitAutograd, library) {
-  library.impl("replay", &fused_copy::replay_boxed);
+  fused_copy::implement(library, &fused_copy::replay_boxed);
 }
 
 // Nested tensors would otherwise end in the dispatcher's own error, a page long.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) {
-  library.impl("replay", &fused_copy::replay_boxed);
+  fused_copy::implement(library, &fused_copy::replay_boxed);
 }
 
 // Without these, torch would copy conjugate and negative views first and hide that from the caller.
-STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) { library.impl("replay", &fused_copy::replay_lazy_boxed); }
-STABLE_TORCH_LIBRARY_IMPL(fused_copy, Negative, library) { library.impl("replay", &fused_copy::replay_lazy_boxed); }
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) {
+  fused_copy::implement(library, &fused_copy::replay_lazy_boxed);
+}
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, Negative, library) {
+  fused_copy::implement(library, &fused_copy::replay_lazy_boxed);
+}

@@ -1,7 +1,5 @@
 #include "plan.h"
 
-#include <cstring>
-
 namespace fused_copy {
 namespace {
 
@@ -50,8 +48,6 @@ PyMethodDef replay_method = {"replay", reinterpret_cast<PyCFunction>(reinterpret
 PyMethodDef update_method = {"update", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_update)),
                              METH_FASTCALL, "update(*sources) -> None: the graph's next launches copy these sources."};
 
-TensorSpan items_of(const py::tuple& tuple) { return {PySequence_Fast_ITEMS(tuple.ptr()), tuple.size()}; }
-
 // The pointer that a method of CUDAGraph returns as an integer; null where it raises, whose text then goes to
 // `refusal`.
 void* graph_pointer(PyObject* method, const py::object& graph, std::string* refusal = nullptr) {
@@ -86,11 +82,7 @@ BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names)
   }
   std::vector<Fill> fills;
   const bool has_fills = read_fills(fill, names_, fills);
-  try {
-    bound_.bind(views, has_fills ? &fills : nullptr);
-  } catch (const InvalidInput& error) {
-    throw std::runtime_error(describe(error, name_of(names_, error.pair)));
-  }
+  with_names(names_, [&] { bound_.bind(views, has_fills ? &fills : nullptr); });
 }
 
 void BoundPlan::check_autograd() const {
@@ -99,25 +91,24 @@ void BoundPlan::check_autograd() const {
   Destinations().bind(views, nullptr);
 }
 
-std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {
+std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, bool grad_mode,
+                                                              Workspace& work) const {
   if (!read_tensors(sources, "source", names_, work.source_views) || is_intercepted()) return std::nullopt;
-  try {
-    if (aoti_torch_grad_mode_is_enabled()) check_autograd();
+  return with_names(names_, [&] {
+    if (grad_mode) check_autograd();
     locate_pinned(bound_.views(), work.source_views);
     return work.planner.plan(bound_, work.source_views);
-  } catch (const InvalidInput& error) {
-    throw std::runtime_error(describe(error, name_of(names_, error.pair)));
-  }
+  });
 }
 
 bool BoundPlan::replay(TensorSpan sources) const {
   if (use_reference) return false;
   BorrowedWorkspace work;
-  const auto launches = plan(sources, *work);
+  const bool grad_mode = aoti_torch_grad_mode_is_enabled();
+  const auto launches = plan(sources, grad_mode, *work);
   if (!launches) return false;
-  if (aoti_torch_grad_mode_is_enabled()) call(torch_api.increment_version, destinations_.ptr());
-  run_call(*launches, device(), work->source_views,
-           [&](size_t i) { return own_handle(BorrowedHandle(sources[i]).get()); });
+  if (grad_mode) call(torch_api.increment_version, destinations_.ptr());
+  run_call(*launches, device(), work->source_views, [&](size_t i) { return own_handle(handle_of(sources[i])); });
   return true;
 }
 
@@ -141,7 +132,7 @@ std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, p
   }
   BorrowedWorkspace work;
   const TensorSpan items = items_of(sources);
-  const auto launches = plan->plan(items, *work);
+  const auto launches = plan->plan(items, aoti_torch_grad_mode_is_enabled(), *work);
   if (!launches) throw py::type_error(kPlainSources);
   const std::shared_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), std::move(graph), sources));
   // A copy of nothing is recorded too, so that an update can make it one of something.
@@ -155,7 +146,7 @@ std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, p
 
 void GraphCopy::update(TensorSpan sources) {
   BorrowedWorkspace work;
-  const auto launches = plan_->plan(sources, *work);
+  const auto launches = plan_->plan(sources, aoti_torch_grad_mode_is_enabled(), *work);
   if (!launches) throw py::type_error(kPlainSources);
   if (launches->size() > nodes_.size()) {
     throw std::runtime_error("fused_copy: these sources need " + std::to_string(launches->size()) +
@@ -186,7 +177,7 @@ void GraphCopy::hold(TensorSpan sources, const Workspace& work) {
   sources_.resize(sources.size());
   for (size_t i = 0; i < sources.size(); ++i) {
     sources_[i] = py::reinterpret_borrow<py::object>(sources[i]);
-    if (work.source_views[i].pinned) pinned_.push_back(own_handle(BorrowedHandle(sources[i]).get()));
+    if (work.source_views[i].pinned) pinned_.push_back(own_handle(handle_of(sources[i])));
   }
 }
 

@@ -22,10 +22,9 @@ class BoundPlan {
   bool replay(TensorSpan sources) const;
 
   // Reads the sources into the workspace and plans the launches that copy them. None where they are for the dispatcher.
-  std::optional<std::span<const PlannedLaunch>> plan(TensorSpan sources, Workspace& work) const;
+  std::optional<std::span<const PlannedLaunch>> plan(TensorSpan sources, bool grad_mode, Workspace& work) const;
 
   const Device& device() const { return bound_.device(); }
-  py::handle names() const { return names_; }
 
  private:
   void check_autograd() const;

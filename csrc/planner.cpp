@@ -12,18 +12,18 @@ namespace fused_copy {
 namespace {
 
 constexpr int64_t kTooManyBytes = INT64_MAX;
-constexpr int kMaxRank = 64;       // torch's own limit for most operators
-constexpr int kMaxDimensions = 4;  // after merging
-constexpr int kMaxUnitLog2 = 4;    // 16 bytes: the widest access of a GPU up to sm_90
-constexpr uint64_t kMaxTiles = std::numeric_limits<int32_t>::max();
+constexpr int kMaxRank = 64;          // torch's own limit for most operators
+constexpr size_t kMaxDimensions = 4;  // after merging
+constexpr int kMaxUnitLog2 = 4;       // 16 bytes: the widest access of a GPU up to sm_90
+constexpr __int128 kTooManyTiles = __int128{1} << 31;
 
 // A warp takes as little as one access of its lanes while that spreads the work over the GPU, and as much as eight once
 // there is plenty.
-constexpr uint32_t kMinTileBytes = 512;
-constexpr uint32_t kMaxTileBytes = 4096;
-constexpr uint64_t kManyTiles = 2048;
+constexpr int kMinTileBytesLog2 = 9;
+constexpr int kMaxTileBytesLog2 = 12;
+constexpr uint64_t kManyTiles = 512;
 // On the CPU a tile is a memcpy.
-constexpr uint32_t kCpuTileBytes = 1 << 16;
+constexpr int kCpuTileBytesLog2 = 16;
 
 // Ragged rows shorter than this gain nothing from wide accesses: too many of their units are cut.
 constexpr int64_t kMinRaggedRowBytes = 256;
@@ -182,8 +182,12 @@ bool share_elements(const TensorView& a, const TensorView& b) {
   TermList list;
   // a + sum(i * s) = b + sum(j * t) with every t * j written as t * most - t * (most - j), so that all terms add.
   __int128 distance = static_cast<__int128>(b.address) - a.address;
-  for (int64_t d = 0; d < a.rank; ++d) list.add(a.strides[d] * a_item, a.sizes[d] - 1);
+  // A dimension of one has any stride, whose product with the element size may not be a number any more.
+  for (int64_t d = 0; d < a.rank; ++d) {
+    if (a.sizes[d] > 1) list.add(a.strides[d] * a_item, a.sizes[d] - 1);
+  }
   for (int64_t d = 0; d < b.rank; ++d) {
+    if (b.sizes[d] == 1) continue;
     list.add(b.strides[d] * b_item, b.sizes[d] - 1);
     distance += static_cast<__int128>(b.strides[d]) * b_item * (b.sizes[d] - 1);
   }
@@ -317,31 +321,46 @@ uint64_t fill_pattern(uint64_t encoded, DType dtype) {
   return encoded;
 }
 
-// Orders the extents from the fastest varying in the destination and merges neighbours that step as one. Returns the
-// new count.
-int merge_extents(Extent* extents, int rank) {
-  for (int i = 1; i < rank; ++i) {
-    const Extent moved = extents[i];
-    int j = i;
-    for (; j > 0 && extents[j - 1].dst_stride > moved.dst_stride; --j) extents[j] = extents[j - 1];
-    extents[j] = moved;
-  }
-  int merged = 0;
-  for (int i = 0; i < rank; ++i) {
-    if (merged > 0) {
-      Extent& inner = extents[merged - 1];
-      if (extents[i].dst_stride == inner.size * inner.dst_stride &&
-          extents[i].src_stride == inner.size * inner.src_stride) {
-        inner.size *= extents[i].size;
-        continue;
+// A box of memory in a source and in a destination, as the extents that cover it: from the fastest varying in the
+// destination, with neighbours that step as one merged.
+class Box {
+ public:
+  // Adds the next dimension, of at least two elements. It may vary faster than those that are there.
+  void add(const Extent& extent) {
+    if (rank_ > 0) {
+      if (merges(extents_[rank_ - 1], extent)) {
+        extents_[rank_ - 1].size *= extent.size;
+        return;
       }
+      ordered_ &= extents_[rank_ - 1].dst_stride <= extent.dst_stride;
     }
-    extents[merged++] = extents[i];
+    extents_[rank_++] = extent;
   }
-  return merged;
-}
 
-[[noreturn]] void fail_too_many_dimensions(int64_t pair, int dimensions) {
+  std::span<Extent> extents() {
+    if (!ordered_) order();
+    return {extents_.data(), rank_};
+  }
+
+ private:
+  static bool merges(const Extent& inner, const Extent& outer) {
+    return outer.dst_stride == inner.size * inner.dst_stride && outer.src_stride == inner.size * inner.src_stride;
+  }
+
+  void order() {
+    std::stable_sort(extents_.begin(), extents_.begin() + rank_,
+                     [](const Extent& a, const Extent& b) { return a.dst_stride < b.dst_stride; });
+    ordered_ = true;
+    for (size_t i = 0, count = std::exchange(rank_, 0); i < count; ++i) add(Extent(extents_[i]));
+  }
+
+  std::array<Extent, kMaxRank + 1> extents_;
+  size_t rank_ = 0;
+  bool ordered_ = true;
+};
+
+void check_dimensions(int64_t pair, size_t dimensions) {
+  if (dimensions <= kMaxDimensions) return;
   throw InvalidInput(pair, "source and destination need " + std::to_string(dimensions) +
                                " dimensions after merging those that can be merged: expected at most " +
                                std::to_string(kMaxDimensions) + "; make the source contiguous or split the copy");
@@ -349,7 +368,23 @@ int merge_extents(Extent* extents, int rank) {
 
 int trailing_zeros(uint64_t bits) { return std::min(std::countr_zero(bits), kMaxUnitLog2); }
 
-uint64_t divide_up(uint64_t a, uint64_t b) { return a / b + (a % b != 0); }
+uint64_t divide_up_log2(uint64_t value, int log2) { return ((value - 1) >> log2) + 1; }
+
+// What divide() needs.
+struct Divisor {
+  uint32_t multiplier;
+  uint8_t shift;
+};
+
+Divisor divisor(uint64_t value) {
+  const int shift = std::bit_width(value - 1);
+  return {static_cast<uint32_t>((((uint64_t{1} << shift) - value) << 32) / value + 1), static_cast<uint8_t>(shift)};
+}
+
+constexpr int launch_words(int tasks, int strided, int outer_extents) {
+  return kHeaderWords + first_tiles_words(tasks) + strided * kStridedTaskWords + (tasks - strided) * kTaskWords +
+         outer_extents * kExtentWords;
+}
 
 }  // namespace
 
@@ -411,8 +446,7 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
 }
 
 void Destinations::check_overlaps() {
-  std::sort(intervals_.begin(), intervals_.end(),
-            [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  std::ranges::sort(intervals_, {}, &Interval::begin);
   furthest_.resize(intervals_.size());
   uint64_t furthest = 0;
   for (size_t i = 0; i < intervals_.size(); ++i) {
@@ -431,12 +465,22 @@ void Destinations::check_overlaps() {
   }
 }
 
-bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes) const {
+bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes,
+                                        size_t& gap) const {
   const uint64_t begin = source.address;
   const uint64_t end = begin + static_cast<uint64_t>(source_bytes);
-  size_t candidate = std::upper_bound(intervals_.begin(), intervals_.end(), end - 1,
-                                      [](uint64_t last, const Interval& interval) { return last < interval.begin; }) -
-                     intervals_.begin();
+  const auto lies_in = [&](size_t g) {
+    return (g == 0 || furthest_[g - 1] <= begin) && (g == intervals_.size() || end <= intervals_[g].begin);
+  };
+  if (lies_in(gap)) return false;
+  if (gap < intervals_.size() && lies_in(gap + 1)) {
+    ++gap;
+    return false;
+  }
+  gap = std::upper_bound(intervals_.begin(), intervals_.end(), end - 1,
+                         [](uint64_t last, const Interval& interval) { return last < interval.begin; }) -
+        intervals_.begin();
+  size_t candidate = gap;
   bool same_memory = false;
   while (candidate-- > 0 && furthest_[candidate] > begin) {
     const Interval& interval = intervals_[candidate];
@@ -472,6 +516,7 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
   }
   tasks_.clear();
   bytes_ = 0;
+  size_t gap = 0;
   for (size_t i = 0; i < sources.size(); ++i) {
     const auto pair = static_cast<int64_t>(i);
     const TensorView& source = sources[i];
@@ -503,7 +548,7 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
                                      ": expected at most the destination's size in every dimension");
       }
     }
-    if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes)) {
+    if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes, gap)) {
       add_copy(pair, destination, source);
     }
     if (const Fill& fill = destinations.fill(i)) add_fill(pair, destination, source, *fill);
@@ -512,21 +557,20 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
 }
 
 void LaunchPlanner::add_copy(int64_t pair, const TensorView& destination, const TensorView& source) {
-  std::array<Extent, kMaxRank + 1> extents;
+  Box box;
   const int src_item = info(source.dtype).size;
   const int dst_item = info(destination.dtype).size;
-  int rank = 0;
   const bool cast = source.dtype != destination.dtype;
-  if (!cast) extents[rank++] = {src_item, 1, 1};
+  if (!cast) box.add({src_item, 1, 1});
   for (int64_t d = source.rank; d-- > 0;) {
     if (source.sizes[d] > 1) {
-      extents[rank++] = {source.sizes[d], source.strides[d] * src_item, destination.strides[d] * dst_item};
+      box.add({source.sizes[d], source.strides[d] * src_item, destination.strides[d] * dst_item});
     }
   }
   if (cast) {
-    add_cast(pair, destination, source, extents.data(), rank);
+    add_cast(pair, destination, source, box.extents());
   } else {
-    add_bytes(pair, Operation::Copy, src_item, source.address, destination.address, extents.data(), rank);
+    add_bytes(pair, Operation::Copy, src_item, source.address, destination.address, box.extents());
   }
 }
 
@@ -537,36 +581,35 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   const int item = info(destination.dtype).size;
   const uint64_t pattern = fill_pattern(*encode_exactly(value, destination.dtype), destination.dtype);
   for (int64_t edge = 0; edge < destination.rank; ++edge) {
-    std::array<Extent, kMaxRank + 1> extents;
-    int rank = 0;
+    Box box;
     bool empty = false;
-    extents[rank++] = {item, 0, 1};
+    box.add({item, 0, 1});
     for (int64_t d = destination.rank; d-- > 0;) {
       const int64_t size = d < edge   ? source.sizes[d]
                            : d > edge ? destination.sizes[d]
                                       : destination.sizes[d] - source.sizes[d];
       empty |= size == 0;
-      if (size > 1) extents[rank++] = {size, 0, destination.strides[d] * item};
+      if (size > 1) box.add({size, 0, destination.strides[d] * item});
     }
     if (empty) continue;
     const uint64_t begin =
         destination.address + static_cast<uint64_t>(source.sizes[edge] * destination.strides[edge]) * item;
-    add_bytes(pair, item == 16 ? Operation::Fill16 : Operation::Fill, item, pattern, begin, extents.data(), rank);
+    add_bytes(pair, item == 16 ? Operation::Fill16 : Operation::Fill, item, pattern, begin, box.extents());
   }
 }
 
 // Adds a box whose extents count bytes, the first being the bytes of one element.
 void LaunchPlanner::add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst,
-                              Extent* extents, int rank) {
+                              std::span<Extent> extents) {
   const bool copy = operation == Operation::Copy;
-  rank = merge_extents(extents, rank);
+  const size_t rank = extents.size();
   const bool elements_apart = rank > 1 && extents[0].size == item_bytes;
-  if (rank - elements_apart > kMaxDimensions) fail_too_many_dimensions(pair, rank - elements_apart);
+  check_dimensions(pair, rank - elements_apart);
 
   const int64_t row_bytes = extents[0].size;
   uint64_t addresses = dst | (copy ? src : 0);
   uint64_t phases = copy ? src - dst : 0;
-  for (int d = 1; d < rank; ++d) {
+  for (size_t d = 1; d < rank; ++d) {
     addresses |= extents[d].dst_stride | extents[d].src_stride;
     phases |= extents[d].dst_stride - extents[d].src_stride;
   }
@@ -574,24 +617,24 @@ void LaunchPlanner::add_bytes(int64_t pair, Operation operation, int item_bytes,
   if (copy && row_bytes >= kMinRaggedRowBytes && trailing_zeros(phases) > width) {
     width = trailing_zeros(phases);
     // A row that begins in the middle of a unit touches one more than it would fill.
-    const uint64_t columns = divide_up(row_bytes - 1, uint64_t{1} << width) + 1;
+    const uint64_t columns = divide_up_log2(row_bytes - 1, width) + 1;
     extents[0].src_stride = extents[0].dst_stride = int64_t{1} << width;
-    add_task(pair, Operation::CopyRagged, width, width, src, dst, columns, extents, rank, /*dense=*/false);
+    add_task(pair, Operation::CopyRagged, width, width, src, dst, columns, extents, /*dense=*/false);
     return;
   }
   if (rank > 1 && row_bytes == int64_t{1} << width) {
     const uint64_t columns = extents[1].size;
-    add_task(pair, operation, width, width, src, dst, columns, extents + 1, rank - 1, /*dense=*/false);
+    add_task(pair, operation, width, width, src, dst, columns, extents.subspan(1), /*dense=*/false);
     return;
   }
   extents[0].size = row_bytes >> width;
   extents[0].dst_stride = int64_t{1} << width;
   extents[0].src_stride = copy ? extents[0].dst_stride : 0;
-  add_task(pair, operation, width, width, src, dst, extents[0].size, extents, rank, /*dense=*/rank == 1);
+  add_task(pair, operation, width, width, src, dst, extents[0].size, extents, /*dense=*/rank == 1);
 }
 
-void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const TensorView& source, Extent* extents,
-                             int rank) {
+void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const TensorView& source,
+                             std::span<Extent> extents) {
   const int src_item = info(source.dtype).size;
   const int dst_item = info(destination.dtype).size;
   if (source.address % src_item != 0 || destination.address % dst_item != 0) {
@@ -599,9 +642,9 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
                                  dtype_name(destination.dtype) +
                                  " needs addresses that are multiples of the element size: pass an aligned tensor");
   }
-  rank = merge_extents(extents, rank);
-  if (rank > kMaxDimensions) fail_too_many_dimensions(pair, rank);
-  if (rank == 0) extents[rank++] = {1, src_item, dst_item};
+  check_dimensions(pair, extents.size());
+  Extent one_element{1, src_item, dst_item};
+  if (extents.empty()) extents = {&one_element, 1};
   const bool side_by_side = extents[0].src_stride == src_item && extents[0].dst_stride == dst_item;
   int width = 0;
   if (side_by_side) {
@@ -610,8 +653,8 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
     const auto aligned = [](uint64_t bits, int unit) { return bits % std::min(unit, 1 << kMaxUnitLog2) == 0; };
     bool whole_units = extents[0].size % (1 << kCastWidth) == 0 && aligned(source.address, src_unit) &&
                        aligned(destination.address, dst_unit);
-    for (int d = 1; d < rank; ++d) {
-      whole_units &= aligned(extents[d].src_stride, src_unit) && aligned(extents[d].dst_stride, dst_unit);
+    for (const Extent& outer : extents.subspan(1)) {
+      whole_units &= aligned(outer.src_stride, src_unit) && aligned(outer.dst_stride, dst_unit);
     }
     width = whole_units ? kCastWidth : 0;
     extents[0] = {extents[0].size >> width, int64_t{src_item} << width, int64_t{dst_item} << width};
@@ -619,88 +662,157 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
   const int larger_log2 = std::max(castable_size_log2(static_cast<int>(source.dtype)),
                                    castable_size_log2(static_cast<int>(destination.dtype)));
   add_task(pair, cast_operation(source.dtype, destination.dtype), width, width + larger_log2, source.address,
-           destination.address, extents[0].size, extents, rank, side_by_side && rank == 1);
+           destination.address, extents[0].size, extents, side_by_side && extents.size() == 1);
 }
 
 void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst,
-                             uint64_t columns, const Extent* extents, int rank, bool dense) {
+                             uint64_t columns, std::span<const Extent> extents, bool dense) {
   PlannedTask& planned = tasks_.emplace_back();
+  planned.task = {src, dst, 0, 0, 0, operation, static_cast<uint8_t>(width), kWarpLanesLog2, 0};
   planned.pair = pair;
-  planned.task = {src, dst, columns, 0, 0, operation, static_cast<uint8_t>(width)};
+  planned.columns = columns;
   planned.unit_log2 = unit_log2;
-  planned.layout.rank = dense ? 0 : rank;
-  std::copy_n(extents, dense ? 0 : rank, planned.layout.extents);
+  planned.rank = dense ? 0 : static_cast<int>(extents.size());
+  planned.kind = operation >= Operation::Cast ? LaunchKind::Casting : LaunchKind::Plain;
   uint64_t units = columns;
-  for (int d = 1; d < rank; ++d) units *= extents[d].size;
-  bytes_ += units << unit_log2;
-  if (operation >= Operation::Cast) {
-    const int to = (static_cast<int>(operation) - static_cast<int>(Operation::Cast)) % kCastableDTypes;
-    planned.bytes = units << (width + castable_size_log2(to));
-  } else if (operation == Operation::CopyRagged) {
-    planned.bytes = units / columns * extents[0].size;
-  } else {
-    planned.bytes = units << width;
+  if (!dense) {
+    std::copy(extents.begin(), extents.end(), planned.extents.begin());
+    for (const Extent& outer : extents.subspan(1)) units *= outer.size;
+    const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << width &&
+                              (operation != Operation::Copy || extents[0].src_stride == 1 << width);
+    if (planned.kind == LaunchKind::Plain && !(side_by_side && planned.rank == kInnerExtents)) {
+      planned.kind = LaunchKind::General;
+    }
   }
+  bytes_ += units << unit_log2;
 }
 
 // Decides what one warp does of the task and returns the number of its tiles.
-uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, uint32_t tile_bytes) const {
-  const uint64_t columns = planned.task.columns;
-  const uint32_t full_columns = columns_per_full_tile(tile_bytes, planned.unit_log2);
-  Layout& layout = planned.layout;
-  if (layout.rank == 0) return divide_up(columns, full_columns);
-  const bool several_rows = layout.rank > 1 && columns <= kWarpLanes / 2;
-  layout.lanes_log2 = several_rows ? std::bit_width(columns - 1) : kWarpLanesLog2;
-  layout.columns_per_tile = several_rows ? 1u << layout.lanes_log2 : full_columns;
-  layout.rows_per_tile = several_rows ? full_columns >> layout.lanes_log2 : 1;
-  const uint64_t column_tiles = divide_up(columns, layout.columns_per_tile);
-  const uint64_t row_tiles = layout.rank > 1 ? divide_up(layout.extents[1].size, layout.rows_per_tile) : 1;
-  layout.column_tiles = static_cast<uint32_t>(column_tiles);
-  layout.row_tiles = static_cast<uint32_t>(row_tiles);
-  __int128 tiles = static_cast<__int128>(column_tiles) * row_tiles;
-  for (uint32_t d = 2; d < layout.rank; ++d) tiles = std::min<__int128>(tiles, kMaxTiles + 1) * layout.extents[d].size;
-  return static_cast<uint64_t>(std::min<__int128>(tiles, kMaxTiles + 1));
+uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2) {
+  Task& task = planned.task;
+  const int full_columns_log2 = std::max(tile_bytes_log2 - planned.unit_log2, kWarpLanesLog2);
+  int columns_log2 = full_columns_log2;
+  planned.tile_rows = 1;
+  if (planned.rank > 1 && planned.columns <= kWarpLanes / 2) {
+    columns_log2 = std::bit_width(planned.columns - 1);
+    task.lanes_log2 = static_cast<uint8_t>(columns_log2);
+    planned.tile_rows = 1u << (full_columns_log2 - columns_log2);
+  }
+  const uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
+  task.tile_columns = 1u << columns_log2;
+  task.last_columns = static_cast<uint32_t>(planned.columns - ((column_tiles - 1) << columns_log2));
+  task.column_tiles = static_cast<uint32_t>(column_tiles);
+  if (planned.rank < kInnerExtents) return column_tiles;
+  planned.row_tiles = divide_up_log2(planned.extents[1].size, full_columns_log2 - columns_log2);
+  __int128 tiles = static_cast<__int128>(column_tiles) * planned.row_tiles;
+  for (int d = kInnerExtents; d < planned.rank; ++d) tiles = std::min(tiles, kTooManyTiles) * planned.extents[d].size;
+  return static_cast<uint64_t>(std::min(tiles, kTooManyTiles));
+}
+
+PlannedLaunch& LaunchPlanner::next_launch(size_t index) {
+  return index < launches_.size() ? launches_[index] : launches_.emplace_back();
 }
 
 std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
-  const uint64_t spread = std::bit_floor(bytes_ / kManyTiles);
-  const uint32_t tile_bytes = device == DeviceType::Cpu
-                                  ? kCpuTileBytes
-                                  : static_cast<uint32_t>(std::clamp<uint64_t>(spread, kMinTileBytes, kMaxTileBytes));
-  size_t count = 0;
+  const int spread_log2 = std::bit_width(bytes_ / kManyTiles) - 1;
+  const int tile_bytes_log2 =
+      device == DeviceType::Cpu ? kCpuTileBytesLog2 : std::clamp(spread_log2, kMinTileBytesLog2, kMaxTileBytesLog2);
+  size_t launches = 0;
   for (size_t begin = 0; begin < tasks_.size();) {
-    LaunchHeader header{0, 0, tile_bytes, 0};
+    LaunchHeader header{};
+    int outer_extents = 0;
     int words = kHeaderWords;
     size_t end = begin;
     for (; end < tasks_.size(); ++end) {
       PlannedTask& planned = tasks_[end];
-      const int layout = planned.layout.rank > 0 ? layout_words(planned.layout.rank) : 0;
-      const uint64_t tiles = shape_tiles(planned, tile_bytes);
-      if (tiles > kMaxTiles) throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it");
-      if (words + kTaskWords + layout > kMaxLaunchWords || header.tiles + tiles > kMaxTiles) break;
-      words += kTaskWords + layout;
-      planned.task.first_tile = header.tiles;
-      header.tiles += static_cast<uint32_t>(tiles);
-      header.casts += planned.task.operation >= Operation::Cast;
-    }
-    header.tasks = static_cast<uint32_t>(end - begin);
-    if (launches_.size() == count) launches_.emplace_back();
-    PlannedLaunch& launch = launches_[count++];
-    launch.used_words = words;
-    std::memcpy(launch.params.words, &header, sizeof header);
-    int layout_at = kHeaderWords + kTaskWords * static_cast<int>(header.tasks);
-    uint64_t* task_at = launch.params.words + kHeaderWords;
-    for (; begin < end; ++begin, task_at += kTaskWords) {
-      PlannedTask& planned = tasks_[begin];
-      if (const int rank = static_cast<int>(planned.layout.rank); rank > 0) {
-        planned.task.layout = static_cast<uint16_t>(layout_at);
-        std::memcpy(launch.params.words + layout_at, &planned.layout, layout_words(rank) * 8);
-        layout_at += layout_words(rank);
+      const uint64_t tiles = shape_tiles(planned, tile_bytes_log2);
+      if (tiles >= kTooManyTiles) {
+        throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it");
       }
-      std::memcpy(task_at, &planned.task, sizeof planned.task);
+      const int strided = header.strided + (planned.rank > 0);
+      const int outer = outer_extents + std::max(planned.rank - kInnerExtents, 0);
+      const int needed = launch_words(header.tasks + 1, strided, outer);
+      if (needed > kMaxLaunchWords || header.tiles + tiles >= kTooManyTiles) break;
+      words = needed;
+      outer_extents = outer;
+      planned.tiles = static_cast<uint32_t>(tiles);
+      header.tiles += planned.tiles;
+      header.tasks += 1;
+      header.strided = static_cast<uint16_t>(strided);
+      header.kind = std::max(header.kind, planned.kind);
+    }
+    const int strided_at = kHeaderWords + first_tiles_words(header.tasks);
+    header.strided_at = static_cast<uint16_t>(strided_at);
+    header.dense_base = static_cast<uint16_t>(strided_at + header.strided * (kStridedTaskWords - kTaskWords));
+    for (header.search_step = 1; header.search_step * kSearchRadix < header.tasks;) header.search_step *= kSearchRadix;
+    PlannedLaunch& launch = next_launch(launches++);
+    launch.used_words = words;
+    write_launch(header, {tasks_.data() + begin, end - begin}, words - kExtentWords * outer_extents,
+                 launch.params.words);
+    begin = end;
+  }
+  return {launches_.data(), launches};
+}
+
+// Lays the tasks out as the kernel reads them; the outer extents begin at word `outer_at`.
+void LaunchPlanner::write_launch(const LaunchHeader& header, std::span<const PlannedTask> tasks, int outer_at,
+                                 uint64_t* words) {
+  std::memcpy(words, &header, sizeof header);
+  auto* first_tile = reinterpret_cast<uint32_t*>(words + kHeaderWords);
+  uint64_t* strided_at = words + header.strided_at;
+  uint64_t* dense_at = strided_at + kStridedTaskWords * header.strided;
+  uint32_t tiles = 0;
+  if (header.strided > 0) {
+    for (const PlannedTask& planned : tasks) {
+      if (planned.rank == 0) continue;
+      *first_tile++ = tiles;
+      tiles += planned.tiles;
+      const StridedTask strided = strided_task(planned, outer_at);
+      std::memcpy(strided_at, &strided, sizeof strided);
+      strided_at += kStridedTaskWords;
+      const auto outer = std::span(planned.extents).first(planned.rank).subspan(std::min(planned.rank, kInnerExtents));
+      std::memcpy(words + outer_at, outer.data(), outer.size_bytes());
+      outer_at += static_cast<int>(outer.size()) * kExtentWords;
     }
   }
-  return {launches_.data(), count};
+  for (const PlannedTask& planned : tasks) {
+    if (planned.rank > 0) continue;
+    *first_tile++ = tiles;
+    tiles += planned.tiles;
+    std::memcpy(dense_at, &planned.task, sizeof planned.task);
+    dense_at += kTaskWords;
+  }
+  std::fill(first_tile, reinterpret_cast<uint32_t*>(words + header.strided_at), kNoTile);
+}
+
+StridedTask LaunchPlanner::strided_task(const PlannedTask& planned, int outer_at) {
+  const Extent& columns = planned.extents[0];
+  StridedTask strided{
+      .task = planned.task,
+      .tile_rows = 1,
+      .last_rows = 1,
+      .row_tiles = 1,
+      .src_column_stride = columns.src_stride,
+      .dst_column_stride = columns.dst_stride,
+      .row_bytes = columns.size,
+  };
+  const Divisor column_tiles = divisor(planned.task.column_tiles);
+  strided.column_tiles_multiplier = column_tiles.multiplier;
+  strided.task.column_tiles_shift = column_tiles.shift;
+  if (planned.rank >= kInnerExtents) {
+    const Extent& rows = planned.extents[1];
+    strided.src_row_stride = rows.src_stride;
+    strided.dst_row_stride = rows.dst_stride;
+    strided.tile_rows = planned.tile_rows;
+    strided.row_tiles = static_cast<uint32_t>(planned.row_tiles);
+    strided.last_rows = static_cast<uint32_t>(rows.size - (planned.row_tiles - 1) * planned.tile_rows);
+    strided.outer = static_cast<uint16_t>(outer_at);
+    strided.outer_extents = static_cast<uint8_t>(planned.rank - kInnerExtents);
+  }
+  const Divisor row_tiles = divisor(strided.row_tiles);
+  strided.row_tiles_multiplier = row_tiles.multiplier;
+  strided.row_tiles_shift = row_tiles.shift;
+  return strided;
 }
 
 std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
@@ -709,18 +821,22 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
   for (const PlannedTask& planned : tasks_) {
     if (planned.pair != pair) continue;
     const Operation operation = planned.task.operation;
-    const std::string unit = std::to_string(1 << planned.task.width);
+    const int width = planned.task.width;
+    const std::string unit = std::to_string(1 << width);
+    uint64_t rows = 1;
+    for (int d = 1; d < planned.rank; ++d) rows *= planned.extents[d].size;
     if (!text.empty()) text += " + ";
     if (operation >= Operation::Cast) {
+      const int to = (static_cast<int>(operation) - static_cast<int>(Operation::Cast)) % kCastableDTypes;
+      bytes += rows * planned.columns << (width + castable_size_log2(to));
       text += "cast by " + unit;
-    } else if (operation == Operation::Fill || operation == Operation::Fill16) {
-      text += "fill by " + unit + " B";
     } else {
-      text += "copy by " + unit + " B";
+      const bool ragged = operation == Operation::CopyRagged;
+      bytes += ragged ? rows * planned.extents[0].size : rows * planned.columns << width;
+      text += (operation == Operation::Copy || ragged ? "copy by " : "fill by ") + unit + " B";
+      if (ragged) text += ", cut at both ends";
     }
-    if (operation == Operation::CopyRagged) text += ", cut at both ends";
-    if (planned.layout.rank > 1) text += ", strided rows";
-    bytes += planned.bytes;
+    if (planned.rank > 1) text += ", strided rows";
   }
   return {text.empty() ? "nothing to do" : text, bytes};
 }

@@ -1,6 +1,7 @@
 // Tensor metadata in, checked launches out. Plain C++: no torch, no CUDA, no Python.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -60,8 +61,9 @@ class Destinations {
   const Device& device() const { return device_; }
 
   // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of
-  // its own destination, so that nothing is to be copied.
-  bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes) const;
+  // its own destination, so that nothing is to be copied. `gap` says between which destinations the last source lay,
+  // where the next one is looked for first; begin with 0.
+  bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes, size_t& gap) const;
 
  private:
   struct Interval {
@@ -100,21 +102,31 @@ class LaunchPlanner {
 
  private:
   struct PlannedTask {
+    PlannedTask() {}  // whoever adds one sets what its kind needs
     Task task;
-    Layout layout;
     int64_t pair;
-    int unit_log2;   // bytes of a column, the larger side's in a cast
-    uint64_t bytes;  // written
+    uint64_t columns;
+    int unit_log2;  // bytes of a column, the larger side's in a cast
+    int rank;       // of the extents; 0: one row, columns side by side
+    LaunchKind kind;
+    uint32_t tiles;
+    uint32_t tile_rows;
+    uint64_t row_tiles;
+    std::array<Extent, kMaxExtents> extents;
   };
 
   void add_copy(int64_t pair, const TensorView& destination, const TensorView& source);
   void add_fill(int64_t pair, const TensorView& destination, const TensorView& source, double value);
-  void add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst, Extent* extents,
-                 int rank);
-  void add_cast(int64_t pair, const TensorView& destination, const TensorView& source, Extent* extents, int rank);
+  void add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst,
+                 std::span<Extent> extents);
+  void add_cast(int64_t pair, const TensorView& destination, const TensorView& source, std::span<Extent> extents);
   void add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst,
-                uint64_t columns, const Extent* extents, int rank, bool dense);
-  uint64_t shape_tiles(PlannedTask& planned, uint32_t tile_bytes) const;
+                uint64_t columns, std::span<const Extent> extents, bool dense);
+  static uint64_t shape_tiles(PlannedTask& planned, int tile_bytes_log2);
+  static void write_launch(const LaunchHeader& header, std::span<const PlannedTask> tasks, int outer_at,
+                           uint64_t* words);
+  static StridedTask strided_task(const PlannedTask& planned, int outer_at);
+  PlannedLaunch& next_launch(size_t index);
   std::span<const PlannedLaunch> lay_out(DeviceType device);
 
   std::vector<PlannedTask> tasks_;

@@ -1,5 +1,9 @@
 #include "python_tensors.h"
 
+#include <algorithm>
+
+#include "tensors.h"
+
 namespace fused_copy {
 
 Torch torch_api;
@@ -30,84 +34,50 @@ int64_t call_int(PyObject* function, PyObject* argument = nullptr) {
   return value;
 }
 
-// From the tensor's first element to the end of its storage, which DLPack does not tell: in a storage that was freed or
-// resized the copy would leave it.
-int64_t bytes_in_storage(PyObject* tensor, int item_bytes) {
-  BorrowedHandle handle(tensor);
-  int64_t size, offset;
-  if (aoti_torch_get_storage_size(handle.get(), &size) != 0) return 0;
-  if (aoti_torch_get_storage_offset(handle.get(), &offset) != 0) return 0;
-  return size - offset * item_bytes;
+// Asks what is asked of torch's methods alone, as it costs as much as the rest of a tensor.
+void read_lazy(PyObject* object, TensorView& view) {
+  const bool may_be = (view.dtype >= DType::Float16 && view.dtype <= DType::Float64) ||
+                      (view.dtype >= DType::Complex32 && view.dtype <= DType::Complex128);
+  view.lazy = may_be && (call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object));
 }
 
-DType dtype_of(const DLDataType& dtype) {
-  if (dtype.lanes != 1) {
-    return dtype.code == kDLFloat4_e2m1fn && dtype.lanes == 2 ? DType::Float4E2M1FNx2 : DType::Unsupported;
-  }
-  switch (dtype.code << 8 | dtype.bits) {
-    case kDLBool << 8 | 8: return DType::Bool;
-    case kDLUInt << 8 | 8: return DType::UInt8;
-    case kDLUInt << 8 | 16: return DType::UInt16;
-    case kDLUInt << 8 | 32: return DType::UInt32;
-    case kDLUInt << 8 | 64: return DType::UInt64;
-    case kDLInt << 8 | 8: return DType::Int8;
-    case kDLInt << 8 | 16: return DType::Int16;
-    case kDLInt << 8 | 32: return DType::Int32;
-    case kDLInt << 8 | 64: return DType::Int64;
-    case kDLFloat << 8 | 16: return DType::Float16;
-    case kDLFloat << 8 | 32: return DType::Float32;
-    case kDLFloat << 8 | 64: return DType::Float64;
-    case kDLBfloat << 8 | 16: return DType::BFloat16;
-    case kDLComplex << 8 | 32: return DType::Complex32;
-    case kDLComplex << 8 | 64: return DType::Complex64;
-    case kDLComplex << 8 | 128: return DType::Complex128;
-    case kDLFloat8_e4m3fn << 8 | 8: return DType::Float8E4M3FN;
-    case kDLFloat8_e4m3fnuz << 8 | 8: return DType::Float8E4M3FNUZ;
-    case kDLFloat8_e5m2 << 8 | 8: return DType::Float8E5M2;
-    case kDLFloat8_e5m2fnuz << 8 | 8: return DType::Float8E5M2FNUZ;
-    case kDLFloat8_e8m0fnu << 8 | 8: return DType::Float8E8M0FNU;
-    default: return DType::Unsupported;
-  }
-}
-
-bool may_be_negated(DType dtype) {
-  return (dtype >= DType::Float16 && dtype <= DType::Float64) ||
-         (dtype >= DType::Complex32 && dtype <= DType::Complex128);
+bool is_empty(const TensorView& view) {
+  return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
 // Reads a plain tensor. False for what only the dispatcher can read or refuse.
-bool read_tensor(PyObject* object, TensorView& view) {
-  DLTensor tensor;
-  if (torch_api.exchange->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
-    PyErr_Clear();
-    return false;
+bool read_plain_tensor(PyObject* object, TensorView& view) {
+  const AtenTensorHandle handle = handle_of(object);
+  if (handle == nullptr) return false;
+  try {
+    view = read_tensor(handle);
+  } catch (const std::runtime_error&) {
+    return false;  // the wrappers of torch.func's transforms have no memory
   }
-  view.dtype = dtype_of(tensor.dtype);
-  if (view.dtype == DType::Unsupported) return false;
-  if (view.dtype == DType::UInt8 || view.dtype == DType::Int8) {
-    // torch exports its sub-byte integers as these two.
-    const py::object dtype = py::handle(object).attr("dtype");
-    if (dtype.ptr() != torch_api.uint8 && dtype.ptr() != torch_api.int8) return false;
-  }
-  switch (tensor.device.device_type) {
-    case kDLCPU: view.device = {DeviceType::Cpu, 0}; break;
-    case kDLCUDA: view.device = {DeviceType::Cuda, tensor.device.device_id}; break;
-    default: return false;
-  }
-  // The wrappers of torch.func's transforms and freed tensors have no memory: the dispatcher knows which it is.
-  if (tensor.data == nullptr) {
-    bool empty = false;
-    for (int32_t d = 0; d < tensor.ndim; ++d) empty |= tensor.shape[d] == 0;
-    if (!empty) return false;
-  }
-  view.address = reinterpret_cast<uint64_t>(tensor.data) + tensor.byte_offset;
-  view.sizes = tensor.shape;
-  view.strides = tensor.strides;
-  view.rank = tensor.ndim;
-  view.storage_bytes = bytes_in_storage(object, dtype_size(view.dtype));
-  view.lazy =
-      may_be_negated(view.dtype) && (call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object));
+  if (!view.strided || view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda) return false;
+  if (view.address == 0 && !is_empty(view)) return false;
+  read_lazy(object, view);
   return true;
+}
+
+// Where in a tensor's Python object the at::Tensor lies, an address that torch also tells as `_cdata`. Up to torch 2.12
+// a flag stands before it that says whether the tensor is owned. 0 where this torch does otherwise.
+ptrdiff_t find_handle_offset(const py::module_& torch) {
+  const py::object trial = torch.attr("ones")(8, py::arg("dtype") = torch.attr("int32"))[py::slice(3, 8, 1)];
+  const py::object others = py::make_tuple(trial, torch.attr("ones")(1, py::arg("requires_grad") = true));
+  for (const ptrdiff_t offset : {sizeof(PyObject), sizeof(PyObject) + sizeof(void*)}) {
+    torch_api.handle_offset = static_cast<ptrdiff_t>(offset);
+    bool found = true;
+    for (const py::handle tensor : others) {
+      const AtenTensorHandle handle = handle_of(tensor.ptr());
+      found = found && handle != nullptr &&
+              *reinterpret_cast<void**>(handle) == PyLong_AsVoidPtr(py::object(tensor.attr("_cdata")).ptr());
+    }
+    if (!found) continue;
+    const TensorView view = read_tensor(handle_of(trial.ptr()));
+    if (view.address == trial.attr("data_ptr")().cast<uint64_t>() && view.storage_bytes == 5 * 4) return offset;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -119,13 +89,9 @@ void look_up_torch() {
   const py::object tensor = torch.attr("Tensor");
   const py::object c = torch.attr("_C");
   torch_api.tensor_type = reinterpret_cast<PyTypeObject*>(keep(tensor));
-  const py::object impl = tensor.attr("__mro__")[py::int_(1)].attr("__dict__")["_cdata"];
-  torch_api.impl = reinterpret_cast<PyGetSetDescrObject*>(keep(impl))->d_getset;
   torch_api.is_conj = keep(tensor.attr("is_conj"));
   torch_api.is_neg = keep(tensor.attr("is_neg"));
   torch_api.is_inference = keep(tensor.attr("is_inference"));
-  torch_api.uint8 = keep(torch.attr("uint8"));
-  torch_api.int8 = keep(torch.attr("int8"));
   torch_api.is_inference_mode_enabled = keep(torch.attr("is_inference_mode_enabled"));
   torch_api.dispatch_modes = keep(c.attr("_len_torch_dispatch_stack"));
   const py::object graph = c.attr("_CUDAGraph");
@@ -134,30 +100,24 @@ void look_up_torch() {
     torch_api.graph_exec = keep(graph.attr("raw_cuda_graph_exec"));
   }
   torch_api.increment_version = keep(c.attr("_increment_version"));
-  if (py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
-    const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-    const auto* api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-    if (api == nullptr) throw py::error_already_set();
-    const py::object trial = torch.attr("ones")(8, py::arg("dtype") = torch.attr("int32"))[py::slice(3, 8, 1)];
-    const bool storage_readable = bytes_in_storage(trial.ptr(), 4) == 5 * 4;
-    if (api->header.version.major == DLPACK_MAJOR_VERSION && storage_readable) torch_api.exchange = api;
-  }
+  torch_api.handle_offset = find_handle_offset(torch);
 }
 
-BorrowedHandle::BorrowedHandle(PyObject* tensor) {
-  const auto address = py::reinterpret_steal<py::object>(torch_api.impl->get(tensor, torch_api.impl->closure));
-  if (!address) throw py::error_already_set();
-  impl_ = PyLong_AsVoidPtr(address.ptr());
+AtenTensorHandle handle_of(PyObject* tensor) {
+  char* const object = reinterpret_cast<char*>(tensor);
+  const bool flagged = torch_api.handle_offset > static_cast<ptrdiff_t>(sizeof(PyObject));
+  if (torch_api.handle_offset == 0 || (flagged && object[sizeof(PyObject)] != 0)) return nullptr;
+  return reinterpret_cast<AtenTensorHandle>(object + torch_api.handle_offset);
 }
 
 bool is_intercepted() { return call_int(torch_api.dispatch_modes) > 0; }
 
 bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views) {
-  bool plain = torch_api.exchange != nullptr;
+  bool plain = true;
   for (size_t i = 0; i < tensors.size(); ++i) {
     PyTypeObject* type = Py_TYPE(tensors[i]);
     if (type == torch_api.tensor_type) {
-      plain = plain && read_tensor(tensors[i], views.emplace_back());
+      plain = plain && read_plain_tensor(tensors[i], views.emplace_back());
       continue;
     }
     plain = false;
@@ -167,6 +127,14 @@ bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::v
                                   name_of(names, pair)));
   }
   return plain;
+}
+
+void read_dispatched_tensors(TensorSpan tensors, std::vector<TensorView>& views) {
+  for (PyObject* tensor : tensors) {
+    const AtenTensorHandle handle = handle_of(tensor);
+    if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
+    read_lazy(tensor, views.emplace_back(read_tensor(handle)));
+  }
 }
 
 void read_autograd(TensorSpan destinations, std::vector<TensorView>& views) {

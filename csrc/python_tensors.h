@@ -1,8 +1,7 @@
-// Reads tensors from Python objects, through torch's DLPack C exchange API. No torch C++ header here or where this is
-// included, whose pybind11 is not the one of the package; dlpack.h and shim.h are plain C.
+// Reads tensors from Python objects. No torch C++ header here or where this is included, whose pybind11 is not the one
+// of the package; shim.h is plain C.
 #pragma once
 
-#include <ATen/dlpack.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
@@ -21,9 +20,8 @@ namespace py = pybind11;
 // What is looked up in torch once, when the module is imported.
 struct Torch {
   PyTypeObject* tensor_type;
-  const DLPackExchangeAPI* exchange;  // null before torch 2.10
-  const PyGetSetDef* impl;            // torch.Tensor._cdata
-  PyObject* is_conj;                  // unbound methods of torch.Tensor
+  ptrdiff_t handle_offset;  // see handle_of(); 0 where it was not found
+  PyObject* is_conj;        // unbound methods of torch.Tensor
   PyObject* is_neg;
   PyObject* is_inference;
   PyObject* is_inference_mode_enabled;
@@ -31,8 +29,6 @@ struct Torch {
   PyObject* increment_version;
   PyObject* graph;  // unbound methods of torch.cuda.CUDAGraph
   PyObject* graph_exec;
-  PyObject* uint8;
-  PyObject* int8;
 };
 extern Torch torch_api;
 
@@ -44,25 +40,36 @@ void look_up_torch();
 // Calls a function of at most one argument. Throws the Python error of a call that failed.
 py::object call(PyObject* function, PyObject* argument = nullptr);
 
-// A borrowed handle of torch's stable ABI, good while the tensor lives. Such a handle is the address of a pointer to
-// the tensor's TensorImpl, and `_cdata` is that pointer; look_up_torch() tries it out.
-class BorrowedHandle {
- public:
-  explicit BorrowedHandle(PyObject* tensor);
-  AtenTensorHandle get() { return reinterpret_cast<AtenTensorHandle>(&impl_); }
-
- private:
-  void* impl_;
-};
+// A tensor's handle of torch's stable ABI, good while the object lives: a handle is the address of an at::Tensor, and
+// the Python object of a tensor contains one. Null where it holds another's at the moment, or none was found at import.
+AtenTensorHandle handle_of(PyObject* tensor);
 
 using TensorSpan = std::span<PyObject* const>;
+
+// The items of a list or a tuple.
+inline TensorSpan items_of(py::handle sequence) {
+  return {PySequence_Fast_ITEMS(sequence.ptr()), static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()))};
+}
 
 // The name of a pair in a tuple of names or None.
 std::string name_of(py::handle names, int64_t pair);
 
-// Reads tensors past torch's dispatcher. False where they are for it: subclasses, tensors that have no memory, an older
-// torch, the wrappers of transforms. Raises TypeError for what is no tensor.
+// Runs a body whose InvalidInput becomes a RuntimeError that names the pair.
+template <class Body>
+auto with_names(py::handle names, Body body) {
+  try {
+    return body();
+  } catch (const InvalidInput& error) {
+    throw std::runtime_error(describe(error, name_of(names, error.pair)));
+  }
+}
+
+// Reads tensors past torch's dispatcher. False where they are for it: subclasses, tensors that have no memory, dtypes
+// that only it can name, the wrappers of transforms. Raises TypeError for what is no tensor.
 bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views);
+
+// Reads the tensors that torch's dispatcher hands to an implementation, whatever they are.
+void read_dispatched_tensors(TensorSpan tensors, std::vector<TensorView>& views);
 
 // Adds what autograd must know of destinations while grad mode is on.
 void read_autograd(TensorSpan destinations, std::vector<TensorView>& views);

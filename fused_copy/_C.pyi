@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 has_gpu_code: bool
+registers_op: bool
 
 def replay(
     dst: Sequence[torch.Tensor],
@@ -10,6 +11,9 @@ def replay(
     fill: Sequence[float | None] | None,
     names: tuple[str, ...] | None,
 ) -> bool: ...
+def replay_dispatched(
+    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
+) -> None: ...
 def explain(
     dst: Sequence[torch.Tensor],
     src: Sequence[torch.Tensor],

@@ -29,9 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="time every way to fill static buffers, side by side",
         description="Check every way to fill static buffers against copy_, then time them side by side.",
     )
-    bench.add_argument("--section", metavar="NAME,...", help="host, gpu; default: all that this machine can run")
+    bench.add_argument(
+        "--section",
+        metavar="NAME,...",
+        help="host, gpu, scale, decode, threading; default: all that this machine can run",
+    )
     bench.add_argument("--quick", action="store_true", help="few points and samples: a check, not a measurement")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
+    bench.add_argument("--plot", type=Path, metavar="DIR", help="draw curves of the results into this folder")
     bench.add_argument(
         "--commit",
         metavar="SHA",
@@ -81,13 +86,14 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    if importlib.util.find_spec("rich") is None:
-        print("fused-copy bench needs rich: pip install 'fused-copy[bench]'", file=sys.stderr)
+    needed = ["rich", "matplotlib"] if args.plot else ["rich"]
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        print(f"fused-copy bench needs {' and '.join(missing)}: pip install 'fused-copy[bench]'", file=sys.stderr)
         return 2
     from fused_copy.bench import runner
 
     sections = args.section.split(",") if args.section else None
-    return runner.run(sections=sections, quick=args.quick, json=args.json, commit=args.commit)
+    return runner.run(sections=sections, quick=args.quick, json=args.json, plot=args.plot, commit=args.commit)
 
 
 def _env(args: argparse.Namespace) -> int:

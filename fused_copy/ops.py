@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from fused_copy import backends
 from fused_copy._library import _C
@@ -63,7 +63,7 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         KeyError: the mappings have different names.
     """
     names, dst, src, fill = in_order(dst, src, fill)
-    if is_compiling() or not _C.replay(dst, src, fill, names):
+    if is_dynamo_compiling() or not _C.replay(dst, src, fill, names):
         replay_elsewhere(dst, src, fill, names)
 
 
@@ -74,7 +74,7 @@ def replay_elsewhere(
     names: tuple[str, ...] | None,
 ) -> None:
     """For calls that the binary's fast door does not take."""
-    if not is_compiling() and backends.current == "reference" and _C.explain(dst, src, fill, names) is not None:
+    if not is_dynamo_compiling() and backends.current == "reference" and _C.explain(dst, src, fill, names) is not None:
         backends.copy_each(dst, src, fill)
     else:
         torch.ops.fused_copy.replay(dst, src, fill)
@@ -119,6 +119,12 @@ def _check_names(role: str, given: Mapping[str, object], dst: Tensors) -> None:
         raise KeyError(f"fused_copy: {role} for {unknown}, which no destination is named: expected {list(dst)}")
 
 
+if not _C.registers_op:  # torch 2.9, whose stable ABI has no lists of tensors
+    _library = torch.library.Library("fused_copy", "IMPL")  # what it registers lives as long as it
+    for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "Conjugate", "Negative"):
+        _library.impl("replay", lambda dst, src, fill=None: _C.replay_dispatched(dst, src, fill), _key)
+
+
 @torch.library.register_fake("fused_copy::replay")
 def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None) -> None:
     # The planner's checks of what a fake tensor knows; sizes may be symbolic, so torch._check states them.
@@ -132,10 +138,12 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
     )
     for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
         torch._check(
-            to.device == dst[0].device and source.device == to.device,
+            # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
+            to.device == dst[0].device
+            and (source.device == to.device or (source.device.type == "cpu" and to.device.type == "cuda")),
             lambda pair=pair, to=to, source=source: (
                 f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, "
-                f"destination 0 on {dst[0].device}: pass tensors of one device"
+                f"destination 0 on {dst[0].device}: pass tensors of one device, or pinned sources for a GPU"
             ),
         )
         torch._check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C
 from fused_copy.ops import Fills, Tensors, bound_in_order, replay_elsewhere
@@ -31,7 +31,7 @@ class Plan:
         self.names = names
         self.destinations = tuple(destinations)
         self.fill = None if fills is None else tuple(fills)
-        self._bound = None if is_compiling() else _C.bind(self.destinations, self.fill, names)
+        self._bound = None if is_dynamo_compiling() else _C.bind(self.destinations, self.fill, names)
         self._replay = _is_for_the_dispatcher if self._bound is None else self._bound.replay
 
     def replay(self, *sources: torch.Tensor) -> None:
@@ -39,7 +39,7 @@ class Plan:
 
         Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`.
         """
-        if is_compiling() or not self._replay(*sources):
+        if is_dynamo_compiling() or not self._replay(*sources):
             replay_elsewhere(self.destinations, sources, self.fill, self.names)
 
     def capture(self, graph: torch.cuda.CUDAGraph, *sources: torch.Tensor) -> GraphCopy:

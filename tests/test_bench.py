@@ -1,11 +1,14 @@
 """The benchmark: that it runs, that it counts right, and that no wrong peer is timed. Not how fast anything is."""
 
 import gc
+import hashlib
 import importlib.util
 import json
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +17,23 @@ pytest.importorskip("rich", reason="needs the extra 'bench'")
 
 import fused_copy
 from fused_copy.__main__ import main
-from fused_copy.bench import report, sections, timing
-from fused_copy.bench.peers import CONTIGUOUS, PEERS, SIX_COPIES, Peer, Unavailable, WrongResult, check
+from fused_copy.bench import answers, peers, report, sections, targets, timing
+from fused_copy.bench.model import small_model
+from fused_copy.bench.native import Unavailable
+from fused_copy.bench.peers import (
+    CONTIGUOUS,
+    GRAPH_REPLAY,
+    OP,
+    PEERS,
+    PLAN,
+    REPLAY,
+    SIX_COPIES,
+    SLICED_FOREACH,
+    UPDATE_AND_REPLAY,
+    Peer,
+    WrongResult,
+    check,
+)
 from fused_copy.decode import capture_buffers
 
 TOOL = Path(__file__).parents[1] / "tools" / "readme_table.py"
@@ -119,43 +137,81 @@ def test_gpu_us_and_launches_on_a_gpu():
     assert 1.6 < ratio < 2.4
 
 
+@pytest.mark.parametrize("kernels", [0, 1, 2])
+def test_profile_kernel_reads_the_one_kernel_of_the_trace(monkeypatch, kernels):
+    facts = {"grid": [66, 1, 1], "block": [128, 1, 1], "registers per thread": 32, "est. achieved occupancy %": 25}
+
+    class Profile(nullcontext):
+        def export_chrome_trace(self, path):
+            events = [
+                {"cat": "cuda_runtime", "args": {}},
+                *[{"cat": "kernel", "args": facts | {"stream": 7}}] * kernels,
+            ]
+            Path(path).write_text(json.dumps({"traceEvents": events}))
+
+        def __enter__(self):
+            return self
+
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profile())
+    made, calls = counted(1)
+    expected = {"blocks": [66, 1, 1], "block_size": [128, 1, 1], "registers": 32, "occupancy_percent": 25}
+    assert timing.profile_kernel(calls[0]) == (expected if kernels == 1 else None)
+    assert made == [1]
+
+
 def test_timing_quantiles():
     result = timing.Timing((5.0, 1.0, 2.0)) + timing.Timing((3.0, 4.0, *map(float, range(6, 12))))
     assert (result.median, result.p10, result.p90) == (6, 2, 10)
 
 
+def test_loop_us_makes_the_calls_in_turn_and_waits(monkeypatch):
+    waits = []
+    monkeypatch.setattr(timing, "_synchronize", lambda: waits.append(sum(made)))
+    made, calls = counted(4)
+    assert len(timing.loop_us(calls, steps=8).samples) == 1
+    assert (made, waits) == ([3, 2, 2, 2], [1, 9])
+    waits.clear()
+    timing.loop_us(calls, steps=3, every_step=True)
+    assert waits == [10, 11, 12, 13, 13]
+
+
 @pytest.mark.capture  # on a GPU
-def test_quick_host_run(tmp_path, capsys):
+def test_quick_run_without_a_gpu(tmp_path, capsys):
     path = tmp_path / "results.json"
-    assert main(["bench", "--section", "host", "--quick", "--json", str(path), "--commit", "abc1234"]) == 0
+    assert main(["bench", "--section", "scale,host", "--quick", "--json", str(path), "--commit", "abc1234"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in PEERS)
     results = report.read(path)
     assert results.quick
     assert results.machine["commit"] == "abc1234"
     assert results.machine["torch"] == torch.__version__
-    assert {row.section for row in results.rows} == {"host"}
+    assert {row.section for row in results.rows} == {"host", "scale"} <= set(results.seconds)
+    host = [row for row in results.rows if row.metric == "host"]
     points = [{"bs": 64, "max_seqlen_k": 1024}, {"pairs": 6}, {"pairs": 32}]
     for point in points:
-        rows = [row for row in results.rows if row.point == point]
+        rows = [row for row in host if row.point == point]
         assert set(PEERS) - {row.peer for row in rows} <= NEED_A_GPU
         assert all(0 < row.p10 <= row.median <= row.p90 for row in rows)
-    assert len(results.rows) == len([row for row in results.rows if row.point in points])
+    assert len(host) == len([row for row in host if row.point in points])
     assert results.rows[0].bytes == 4 * (4 * 64 + 65 + 64 * 1024)
-    copy = tmp_path / "copy.json"
-    report.write(results, copy)
-    assert copy.read_text() == path.read_text()
+    assert report.serialize(results) == path.read_text()
 
 
 @needs_gpu
 def test_quick_gpu_run(tmp_path):
     path = tmp_path / "results.json"
-    assert main(["bench", "--quick", "--json", str(path)]) == 0
+    assert main(["bench", "--quick", "--json", str(path), "--plot", str(tmp_path)]) == 0
     results = report.read(path)
-    assert {row.section for row in results.rows} == {"host", "gpu"}
+    assert {row.section for row in results.rows} == set(sections.SECTIONS)
+    assert {row.metric for row in results.rows} == {"host", "gpu", "step", "latency"}
     assert results.machine["gpu"] == torch.cuda.get_device_name()
-    assert {row.launches for row in results.rows if row.peer == "fused_copy.replay"} == {1}
+    assert {row.launches for row in results.rows if row.peer == REPLAY and row.metric == "gpu"} == {1}
     assert {row.launches for row in results.rows if row.peer == SIX_COPIES and row.workload == "decode"} == {6}
+    assert set(results.answers) == set(answers.QUESTIONS)
+    unmeasured = [v.figure for v in results.targets if v.met is None]
+    not_here = ("1 MB", "32 MB", "512", "tvm-ffi", "does nothing")  # too large for a quick run, or compiled
+    assert all(any(part in text for part in not_here) for text in unmeasured)
+    assert len(list(tmp_path.glob("*.svg"))) == 3
 
 
 @pytest.mark.capture  # on a GPU
@@ -216,12 +272,82 @@ def test_sources_are_never_zero_and_differ():
     for workload in (
         sections.decode_step(capture_buffers(8, 64), 5, 33),
         sections.dense_pairs(3, torch.device("cpu")),
+        *sections.layouts((6, 15), (10, 9), torch.device("cpu")),
+        *sections.casts(4, 16, torch.device("cpu")),
     ):
         assert len(workload.sets) == sections.SETS
         first, second, *_ = workload.sets
         for name, source in first.items():
             assert source.all()
             assert not torch.equal(source, second[name])
+
+
+@pytest.mark.parametrize("odd", [True, False], ids=["odd", "small"])
+def test_layouts_are_what_they_say(odd):
+    shapes = ((256, 4095), (260, 4032)) if odd else ((64, 1023), (66, 992))
+    layouts = {workload.case: workload for workload in sections.layouts(*shapes, torch.device("cpu"))}
+    assert len({workload.bytes for workload in layouts.values()}) == 1
+    phases = {
+        case: [(m.data_ptr() % 16, m.stride(0) % 4) for m in (w.buffers["matrix"], w.sets[0]["matrix"])]
+        for case, w in layouts.items()
+    }
+    assert phases["aligned"] == phases["aligned, dense buffer"] == [(0, 0), (0, 0)]
+    assert phases["odd, both 4 bytes off"] == [(4, 3), (4, 3)]
+    assert phases["odd, buffer 4 bytes off"] == [(4, 3), (0, 3)]
+    assert layouts["transposed source"].sets[0]["matrix"].stride(0) == 1
+    narrow = [case for case, w in layouts.items() if w.buffers["matrix"].shape == w.sets[0]["matrix"].shape]
+    assert narrow == ["aligned, dense buffer"]
+
+
+@pytest.mark.parametrize("make", [sections.layouts, sections.casts], ids=lambda f: f.__name__)
+def test_every_case_is_checked_and_timed(make):
+    arguments = ((6, 15), (10, 9)) if make is sections.layouts else (4, 16)
+    cases = make(*arguments, torch.device("cpu"))
+    rows = sections.measure("gpu", ["host", "step"], cases, quick=True)
+    expected = {(metric, w.case, way) for w in cases for way in w.ways for metric in ("host", "step")}
+    assert {(row.metric, row.case, row.peer) for row in rows} == expected
+    assert len(rows) == len(expected)
+
+
+def test_a_fill_that_is_not_made_is_a_wrong_result():
+    workload = next(w for w in sections.casts(4, 16, torch.device("cpu")) if "filled" in w.case)
+    filling = workload.ways[OP](workload.buffers, workload.sets)
+    check("fills", filling)
+    plain = PEERS[OP](workload.buffers, workload.sets)
+    with pytest.raises(WrongResult, match=r"matrix has 90 at \[2, 0\], where copy_ leaves -1"):
+        check("does not", Peer(plain.calls, plain.buffers, plain.sets, fill=filling.fill))
+
+
+def test_a_step_fills_and_then_replays_the_model(monkeypatch):
+    order = []
+    monkeypatch.setattr(peers, "capture", lambda calls: SimpleNamespace(replay=calls[0]))
+    workload = sections.dense_pairs(2, torch.device("cpu"))
+
+    def factory(buffers, sets):
+        return Peer([lambda i=i: order.append(i) for i in range(len(sets))], buffers, sets)
+
+    step = peers.before_model(workload.buffers, workload.sets, factory, lambda: order.append("model"))
+    step.calls[2]()
+    step.calls[0]()
+    peers.model_alone(workload.buffers, workload.sets, lambda: order.append("alone")).calls[1]()
+    assert order == [2, "model", 0, "model", "alone"]
+
+
+def test_a_compiled_peer_that_does_not_run_is_left_out():
+    def fails():
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(Unavailable, match="RuntimeError: no such kernel"):
+        peers._tried(Peer([fails], {}, []))
+
+
+def test_the_model_runs_and_leaves_the_buffers():
+    buffers = capture_buffers(4, 32)
+    for name, source in sections.decode_step(buffers, 3, 32).sets[0].items():
+        buffers[name][tuple(map(slice, source.shape))] = source
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    small_model(buffers, 3)()
+    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
 
 
 def test_replay_is_looked_up_when_the_peer_is_made(monkeypatch):
@@ -234,10 +360,11 @@ def test_replay_is_looked_up_when_the_peer_is_made(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--section", "host,nothing"], "no section nothing; there are host, gpu"),
+        (["--section", "host,nothing"], "no section nothing; there are host, gpu, scale, decode, threading"),
         (["--json", "nowhere/results.json"], "there is no directory nowhere"),
+        (["--plot", "nowhere"], "there is no directory nowhere"),
         pytest.param(
-            ["--section", "gpu"],
+            ["--section", "host,decode"],
             "sees no GPU",
             marks=pytest.mark.skipif(HAS_GPU, reason="needs a machine without a GPU"),
         ),
@@ -248,10 +375,11 @@ def test_refuses_before_it_measures(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_says_how_to_install_rich(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "rich", None)
-    assert main(["bench", "--quick"]) == 2
-    assert "pip install 'fused-copy[bench]'" in capsys.readouterr().err
+@pytest.mark.parametrize("missing", ["rich", "matplotlib"])
+def test_says_what_to_install(monkeypatch, capsys, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["bench", "--quick", *(["--plot", "."] if missing == "matplotlib" else [])]) == 2
+    assert f"needs {missing}: pip install 'fused-copy[bench]'" in capsys.readouterr().err
 
 
 def test_commit_from_the_environment(monkeypatch):
@@ -262,7 +390,97 @@ def test_commit_from_the_environment(monkeypatch):
     assert seen == ["fedcba9", "1234567"]
 
 
-NEED_A_GPU = {"Triton, one kernel", "bare launch", "graph.replay() alone", "copy.update + graph.replay()"}
+NEED_A_GPU = {
+    "Triton, one kernel",
+    "tvm-ffi, one kernel",
+    "cudaMemcpyAsync per pair, C++",
+    "cudaMemcpyBatchAsync, C++",
+    "op that does nothing",
+    "bare launch",
+    "graph.replay() alone",
+    "copy.update + graph.replay()",
+}
+
+
+@pytest.fixture(scope="module")
+def full_rows():
+    """A row for every way of every point of a full run on a GPU, with made-up times."""
+    times = {SIX_COPIES: 60.0, SLICED_FOREACH: 50.0, UPDATE_AND_REPLAY: 3.0, GRAPH_REPLAY: 2.0, CONTIGUOUS: 4.0}
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 40, 1 << 40))
+        patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+        for name, make in sections.SECTIONS.items():
+            section = make(torch.device("meta"), quick=False)
+            metrics = ["host", "gpu"] if name == "scale" else section.metrics
+            rows += [
+                report.Row(name, metric, w.kind, w.point, w.case, w.bytes, way, 1, us := times.get(way, 5.0), us, us,
+                           {"blocks": [1, 1, 1]} if section.profiled else None)
+                for make_point in section.points
+                for w in make_point()
+                for metric in metrics
+                for way in w.ways
+            ]  # fmt: skip
+    return rows
+
+
+def test_a_full_run_measures_every_target_and_answers_every_question(full_rows):
+    assert [v.figure for v in targets.evaluate(full_rows) if v.met is None] == []
+    assert set(answers.answer(full_rows)) == set(answers.QUESTIONS)
+
+
+def verdicts(rows, target):
+    return [(v.measured, v.met, v.at) for v in targets.evaluate(rows) if v.target == target]
+
+
+def test_targets_take_the_worst_point(full_rows):
+    assert verdicts(full_rows, "H3") == [
+        (1.0, True, "bs 64, max_seqlen_k 1024"),
+        (60.0, True, "bs 64, max_seqlen_k 1024"),
+    ]
+    assert {met for _, met, _ in verdicts(full_rows, "G2")} == {True}
+    assert [met for _, met, _ in verdicts(full_rows, "G1")] == [False, False]
+
+    def with_time(us, metric, way, **point):
+        return [
+            replace(row, median=us) if (row.metric, row.peer) == (metric, way) and row.point == point else row
+            for row in full_rows
+        ]
+
+    assert verdicts(with_time(49.0, "host", PLAN, pairs=64), "H4")[0] == (pytest.approx(50 / 49), False, "pairs 64")
+    assert verdicts(with_time(5.5, "gpu", OP, bs=8, max_seqlen_k=4096), "G1")[0][1:] == (
+        False,
+        "bs 8, max_seqlen_k 4096",
+    )
+    slow_when_large = with_time(99.0, "gpu", OP, bs=512, max_seqlen_k=131072)
+    assert verdicts(slow_when_large, "G1")[1] == (99 / 4, False, "bs 512, max_seqlen_k 131072")
+    slow_when_small = with_time(99.0, "gpu", OP, bs=1, max_seqlen_k=128)
+    assert verdicts(slow_when_small, "G1")[1][0] == 5 / 4
+
+
+def test_targets_of_a_part_of_a_run_are_not_measured(full_rows):
+    host = [row for row in full_rows if row.section == "host"]
+    assert {v.target for v in targets.evaluate(host) if v.met is not None} == {"H1", "H2", "H3"}
+    assert all(v.measured is None and v.at for v in targets.evaluate(host) if v.met is None)
+
+
+def test_share_is_the_part_that_the_fill_adds(full_rows):
+    measured, met, _ = verdicts(full_rows, "E1")[0]
+    assert measured == pytest.approx((1 - 2 / 3) / (1 - 2 / 60))
+    assert not met
+
+
+def test_plots_are_the_same_for_the_same_file(full_rows, tmp_path):
+    plots = pytest.importorskip("fused_copy.bench.plots")
+    pytest.importorskip("matplotlib", reason="needs the extra 'bench'")
+    path = tmp_path / "run.json"
+    path.write_text(report.serialize(replace(results(), rows=full_rows)))
+    (tmp_path / "again").mkdir()
+    first, second = plots.draw(path, tmp_path), plots.draw(path, tmp_path / "again")
+    assert [p.name for p in first] == ["run-batch-size.svg", "run-page-table-width.svg", "run-tensors.svg"]
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    for picture in first:
+        assert all(peer in picture.read_text() for peer in (SIX_COPIES, OP, PLAN))
 
 
 def results(date: str = "2026-03-14T15:09:26+00:00", quick: bool = False, gpu: bool = True) -> report.Results:
@@ -271,12 +489,16 @@ def results(date: str = "2026-03-14T15:09:26+00:00", quick: bool = False, gpu: b
     times = {SIX_COPIES: (6, 50.0), CONTIGUOUS: (1, 5.0), "fused_copy.replay": (1, 4.0)}
     graph_times = {"graph.replay() alone": (None, 2.0), "copy.update + graph.replay()": (None, 3.25)}
     rows = [
-        report.Row(section, "decode", {"bs": 64, "max_seqlen_k": width}, 4, name, launches, us * factor, us, us)
+        report.Row(section, section, "decode", {"bs": 64, "max_seqlen_k": width}, "", 4, name, n, us * factor, us, us)
         for section in (("host", "gpu") if gpu else ("host",))
         for width, factor in ((128, 0.5), (1024, 1), (4096, 2))
-        for name, (launches, us) in (times | (graph_times if section == "host" else {})).items()
+        for name, (n, us) in (times | (graph_times if section == "host" else {})).items()
     ]
     return report.Results(machine, quick, rows)
+
+
+def write(of: report.Results, path: Path) -> None:
+    path.write_text(report.serialize(of))
 
 
 @pytest.fixture
@@ -288,7 +510,7 @@ def readme(tmp_path, readme_table):
 
 def test_readme_table(readme_table, readme, tmp_path, capsys):
     path = tmp_path / "h200-2026-03-14.json"
-    report.write(results(), path)
+    write(results(), path)
     arguments = [str(path), "--readme", str(readme)]
     assert readme_table.main([*arguments, "--check"]) == 1
     assert "old" in readme.read_text()
@@ -308,9 +530,25 @@ def test_readme_table(readme_table, readme, tmp_path, capsys):
     assert readme_table.main([*arguments, "--check"]) == 0
 
 
+def test_readme_links_the_pictures_of_its_results_alone(readme_table, readme, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    write(results(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / "other-tensors.svg").write_text("")
+    picture = tmp_path / "run-tensors.svg"
+    picture.write_text(f"<svg>sha256 {digest}</svg>")
+    arguments = [str(path), "--readme", str(readme)]
+    assert readme_table.main(arguments) == readme_table.main([*arguments, "--check"]) == 0
+    assert readme.read_text().count("![") == 1
+    assert "\n\n![Host and GPU time over the number of tensors](run-tensors.svg)\n<!--" in readme.read_text()
+    write(results("2026-03-15"), path)
+    assert readme_table.main([*arguments, "--check"]) == 2
+    assert "run-tensors.svg was not drawn from" in capsys.readouterr().err
+
+
 def test_readme_table_without_gpu_times(readme_table, readme, tmp_path):
     path = tmp_path / "cpu.json"
-    report.write(results(gpu=False), path)
+    write(results(gpu=False), path)
     assert readme_table.main([str(path), "--readme", str(readme)]) == 0
     assert "| six slices + `copy_` | 6 | 50.0 | 1.0x |  |  |" in readme.read_text()
     assert "a CPU, torch" in readme.read_text()
@@ -318,7 +556,7 @@ def test_readme_table_without_gpu_times(readme_table, readme, tmp_path):
 
 def test_readme_table_takes_the_newest(readme_table, tmp_path):
     for name, date in [("b", "2026-03-14T00:00:00+00:00"), ("a", "2026-05-01T00:00:00+00:00"), ("c", "2025-12-31")]:
-        report.write(results(date), tmp_path / f"{name}.json")
+        write(results(date), tmp_path / f"{name}.json")
     assert readme_table.newest(tmp_path).name == "a.json"
 
 
@@ -329,11 +567,11 @@ def test_readme_table_says_what_is_missing(readme_table, readme, tmp_path, capsy
 
     path = tmp_path / "results.json"
     assert "results.json" in refused(path)
-    report.write(results(quick=True), path)
+    write(results(quick=True), path)
     assert "quick run" in refused(path)
     path.write_text(json.dumps({"machine": {}, "quick": False, "rows": []}))
     assert "no host time of 'slices + copy_'" in refused(path)
-    report.write(results(), path)
+    write(results(), path)
     readme.write_text("# Title\n")
     assert "has no <!-- measured:begin -->" in refused(path)
     (tmp_path / "empty").mkdir()
@@ -345,4 +583,6 @@ def test_readme_table_and_benchmark_agree(readme_table):
     """On the names of the ways, of those to come apart, and on the point that both sections measure."""
     assert set(readme_table.WAYS) - {"plan.replay", "copy.update"} <= set(PEERS)
     assert readme_table.BASELINE == SIX_COPIES
-    assert readme_table.POINT["max_seqlen_k"] == sections.HOST_WIDTH
+    assert sections.STEP == readme_table.POINT
+    plots = pytest.importorskip("fused_copy.bench.plots")
+    assert set(readme_table.PICTURES) == set(plots.AXES)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
+from itertools import islice
 
 import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
+from decode_example import SMALL, decode, small_loop
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -209,6 +215,91 @@ def test_no_clone_where_the_result_is_used(entry):
     assert body_of_call(codes[0]).count("empty_strided_cpu(") == 1, "one allocation, the result's"
 
 
+@needs_compiler
+def test_reduce_overhead(entry):
+    """Without a GPU there is no CUDA graph to record, and the same result; with one, see tests/gpu."""
+    compiled = torch.compile(lambda d, s: entry(d, s), fullgraph=True, mode="reduce-overhead")
+    buffers = decode_buffers(8, 40)
+    for seed in range(3):
+        sources = decode_step(5, 9, seed=seed)
+        expected = after_step(buffers, sources)
+        compiled(list(buffers.values()), list(sources.values()))
+        assert all(torch.equal(buffers[name], expected[name]) for name in buffers)
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_inside_a_compiled_decode_step():
+    """The fill and the model that reads the buffers, in one graph: the same tokens as both on their own."""
+    torch.manual_seed(1)
+    model = decode.Llama(dataclasses.replace(SMALL, layers=1))
+    loop = small_loop()
+    eager, compiled = decode.Way("copy_", model, loop), decode.Way("copy_", model, loop)
+
+    def step(buffers, sources):
+        fused_copy.replay(buffers, sources)
+        return model({name: b[: loop.max_bs + (name == "cu_seqlens_k")] for name, b in buffers.items()}, compiled.cache)
+
+    compiled_step = torch.compile(step, fullgraph=True, dynamic=True)
+    # A batch of one would be compiled for itself.
+    for index, sources in enumerate(made.sources for made in islice(loop, 12) if made.bs > 1):
+        sources["input_ids"].remainder_(SMALL.vocab)
+        decode.copy_each(eager.buffers, sources)
+        eager.decode(loop.max_bs)
+        tokens, codes = run_and_get_code(compiled_step, compiled.buffers, sources)
+        assert torch.equal(tokens, eager.next_tokens), index
+        for code in codes:  # of a step that had to be compiled
+            body = body_of_call(code)
+            assert body.count("torch.ops.fused_copy.replay.default(") == 1
+            for buffer in re.search(r"replay\.default\(\[(.*?)\]", body)[1].split(", "):
+                assert buffer.startswith("arg"), f"a destination is {buffer}, not the static buffer itself"
+
+
+class StaticBuffers(torch.nn.Module):
+    """A step whose static buffers are the module's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ids", torch.full((8,), 99, dtype=INT))
+        self.register_buffer("table", torch.full((8, 40), 99, dtype=INT))
+
+    def forward(self, ids, table):
+        replay_op([self.ids, self.table], [ids, table])
+        return self.ids * 2, self.table.sum()
+
+
+@needs_compiler
+def test_aot_inductor_package(tmp_path):
+    """Exported, compiled ahead of time, and run by a process that only loads the package and the op."""
+    sizes = {"bs": torch.export.Dim("bs", min=2, max=8), "width": torch.export.Dim("width", min=2, max=40)}
+    exported = torch.export.export(
+        StaticBuffers(),
+        (torch.zeros(3, dtype=INT), torch.zeros(3, 17, dtype=INT)),
+        dynamic_shapes=({0: sizes["bs"]}, {0: sizes["bs"], 1: sizes["width"]}),
+    )
+    package = torch._inductor.aoti_compile_and_package(
+        exported,
+        package_path=str(tmp_path / "step.pt2"),
+        inductor_configs={"cpp_cache_precompile_headers": False},
+    )
+    runs = """
+        import sys, torch, fused_copy
+        step = torch._inductor.aoti_load_package(sys.argv[1])
+        for n, width in [(3, 17), (5, 9)]:
+            doubled, total = step(torch.arange(n, dtype=torch.int32), torch.ones(n, width, dtype=torch.int32))
+            print(doubled.tolist(), total.item())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(runs), package], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    first = 99 * (8 * 40 - 3 * 17) + 3 * 17
+    second = first - 98 * (2 * 9)  # rows 3 and 4; the rows above them hold ones that far already
+    assert done.stdout.splitlines() == [
+        f"[0, 2, 4, 198, 198, 198, 198, 198] {first}",
+        f"[0, 2, 4, 6, 8, 198, 198, 198] {second}",
+    ]
+
+
 def test_order_among_other_mutations_is_kept(entry):
     def step(dst, src):
         dst.fill_(5)
@@ -278,6 +369,18 @@ def test_fake_tensors_that_are_right(entry, kind):
     assert entry([convert(b) for b in buffers.values()], [convert(s) for s in sources.values()]) is None
 
 
+def test_fake_host_sources_for_a_gpu_pass(entry):
+    """They may be pinned, which a fake tensor cannot tell. The other way round, or another GPU, is refused."""
+    with FakeTensorMode():
+        on_gpu, on_host = torch.empty(3, dtype=INT, device="cuda:0"), torch.empty(3, dtype=INT)
+        assert entry([on_gpu, on_gpu], [on_host, on_gpu]) is None
+        for dst, src in [(on_host, on_gpu), (on_gpu, torch.empty(3, dtype=INT, device="cuda:1"))]:
+            with pytest.raises(RuntimeError, match="pair 0: source is on" if entry.tells_why else None):
+                entry([dst], [src])
+        with pytest.raises(RuntimeError, match="pair 1: source is on" if entry.tells_why else None):
+            entry([on_gpu, on_host], [on_gpu, on_host])
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_found_while_compiling(entry, mistake):
     dst, src = MISTAKES[mistake][0]()
@@ -289,7 +392,8 @@ def test_mistakes_are_found_while_compiling(entry, mistake):
 
 # --- a known bug of torch.compile ---------------------------------------------------------------------------------
 # Up to torch 2.14 inductor turns `y = x.clone(); op([x], [y])` into `op([x], [x])` (pytorch issue 198031): the clone is
-# dropped as useless while the graph is functional, and then `x` is found free to be written in place.
+# dropped as useless while the graph is functional, and then `x` is found free to be written in place. No release has
+# the fix that pytorch pull request 198260 proposes; the first test below passes where one does.
 
 
 def shift_left(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if page.exists()]
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
 
 # A fence may be indented, in a list. `<!-- no-test -->` on the line before it leaves the block out.
 BLOCK = re.compile(

@@ -54,7 +54,8 @@ def problems(wheel: Path, cpu_only: bool, platform: str | None) -> Iterator[str]
 
 def file_problems(files: dict[str, bytes]) -> Iterator[str]:
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
-    sources = (path for pattern in ("*.py", "*.pyi", "py.typed") for path in PACKAGE.rglob(pattern))
+    patterns = ("*.py", "*.pyi", "py.typed", *(f"bench/native/*.{kind}" for kind in ("cpp", "cu", "h")))
+    sources = (path for pattern in patterns for path in PACKAGE.rglob(pattern))
     metadata_files = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     expected = {str(path.relative_to(PACKAGE.parent)) for path in sources}
     expected |= {f"{info}/{name}" for name in metadata_files}

@@ -1,11 +1,14 @@
-"""Writes the table of measured times into README.md, from a file that ``fused-copy bench --json`` wrote.
+"""Writes the table of measured times into README.md, from a file that ``fused-copy bench --json`` wrote, and links to
+the pictures that ``--plot`` drew of it.
 
-It needs nothing but Python, so that ``--check`` runs anywhere.
+It needs nothing but Python, so that ``--check`` runs anywhere: each picture names the file that it was drawn from by
+its SHA-256.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -22,6 +25,9 @@ POINT = {"bs": 64, "max_seqlen_k": 1024}
 WAYS = {
     "slices + copy_": "six slices + `copy_`",
     "_foreach_copy_": "`torch._foreach_copy_`",
+    "cudaMemcpyAsync per pair, C++": "`cudaMemcpyAsync` for each, from C++",
+    "Triton, one kernel": "a Triton kernel for the six",
+    "tvm-ffi, one kernel": "a tvm-ffi function for the six",
     "torch.ops.fused_copy.replay": "`torch.ops.fused_copy.replay`",
     "fused_copy.replay": "`fused_copy.replay`",
     "plan.replay": "`plan.replay`",
@@ -31,6 +37,13 @@ WAYS = {
 """The benchmark's names of the table's rows, and how the table calls them. Rows that the file lacks are left out."""
 
 BASELINE = "slices + copy_"
+
+PICTURES = {
+    "batch-size": "Host and GPU time over the batch size",
+    "page-table-width": "Host and GPU time over the page table's width",
+    "tensors": "Host and GPU time over the number of tensors",
+}
+"""What pictures show, by the ends of their names. Those that lie beside the results file are linked."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path = args.results or newest(ROOT / "benchmarks" / "results")
         old = args.readme.read_text()
-        new = with_table(old, table(json.loads(path.read_text()), os.path.relpath(path, args.readme.parent)))
+        file = os.path.relpath(path, args.readme.parent)
+        new = with_table(old, "\n".join([table(json.loads(path.read_text()), file), *pictures(path, file)]))
     except (OSError, ValueError) as error:
         print(f"readme_table: {error}", file=sys.stderr)
         return 2
@@ -57,20 +71,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def newest(folder: Path) -> Path:
-    """The results file with the latest date of measurement."""
-    dates = {path: json.loads(path.read_text())["machine"]["date"] for path in folder.glob("*.json")}
+    """The benchmark's results file with the latest date of measurement; decode-*.json are of examples/decode.py."""
+    files = [path for path in folder.glob("*.json") if not path.name.startswith("decode-")]
+    dates = {path: json.loads(path.read_text())["machine"]["date"] for path in files}
     if not dates:
         raise ValueError(f"there is no results file in {folder}")
     return max(dates, key=dates.__getitem__)
 
 
-def with_table(readme: str, table: str) -> str:
+def with_table(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """The README with ``table`` between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the README has no {BEGIN} with {END} after it")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    before, begins, rest = readme.partition(begin)
+    _, ends, after = rest.partition(end)
+    if not (begins and ends):
+        raise ValueError(f"the README has no {begin} with {end} after it")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def pictures(path: Path, file: str) -> list[str]:
+    """Links to the pictures of a results file, a blank line before each. One drawn from other results is an error."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = []
+    for name, text in PICTURES.items():
+        picture = path.with_name(f"{path.stem}-{name}.svg")
+        if not picture.exists():
+            continue
+        if f"sha256 {digest}" not in picture.read_text():
+            raise ValueError(
+                f"{picture} was not drawn from {path}: run python -m fused_copy.bench.plots {path} {path.parent}"
+            )
+        lines += ["", f"![{text}]({Path(file).with_name(picture.name).as_posix()})"]
+    return lines
 
 
 def table(results: dict[str, Any], file: str) -> str:
@@ -78,7 +109,12 @@ def table(results: dict[str, Any], file: str) -> str:
     if results["quick"]:
         raise ValueError(f"{file} is of a quick run, which measures nothing")
     rows = [row for row in results["rows"] if row["workload"] == "decode" and row["point"] == POINT]
-    host, gpu = ({row["peer"]: row for row in rows if row["section"] == section} for section in ("host", "gpu"))
+    # A row's metric was its section until a section measured more than one.
+    metrics = [row.get("metric", row["section"]) for row in rows]
+    host, gpu = (
+        {row["peer"]: row for row, metric in zip(rows, metrics, strict=True) if metric == wanted}
+        for wanted in ("host", "gpu")
+    )
     if "copy.update + graph.replay()" in host:
         both, alone = host["copy.update + graph.replay()"], host["graph.replay() alone"]
         host["copy.update"] = both | {"median": both["median"] - alone["median"], "launches": 0}

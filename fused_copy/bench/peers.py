@@ -2,20 +2,23 @@
 
 A peer is a function from the static buffers and several sets of sources, in the buffers' order and for their leading
 corners, to a :class:`Peer`; its docstring's first line is what the report says about it. ``@peer`` names it and adds it
-to ``PEERS``; in that order peers are timed and shown.
+to ``PEERS``; in that order peers are timed and shown. Those in C++ and CUDA are in ``native/``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 import fused_copy
 from fused_copy._library import _C
-from fused_copy.bench.timing import Call
+from fused_copy.bench import native
+from fused_copy.bench.native import Unavailable
+from fused_copy.bench.timing import Call, capture
+from fused_copy.decode import capture_buffers
 
 Tensors = Mapping[str, torch.Tensor]
 Corner = slice | tuple[slice, ...]
@@ -26,6 +29,16 @@ SIX_COPIES = "slices + copy_"
 CONTIGUOUS = "one contiguous copy_"
 """No way to fill buffers, but what the GPU can do: the same total bytes from one tensor to another."""
 
+SLICED_FOREACH = "_foreach_copy_, pre-sliced"
+FOREACH = "_foreach_copy_"
+TRITON = "Triton, one kernel"
+TVM_FFI = "tvm-ffi, one kernel"
+MEMCPY = "cudaMemcpyAsync per pair, C++"
+MEMCPY_BATCH = "cudaMemcpyBatchAsync, C++"
+NOTHING_OP = "op that does nothing"
+OP = "torch.ops.fused_copy.replay"
+REPLAY = "fused_copy.replay"
+PLAN = "plan.replay"
 BARE_LAUNCH = "bare launch"
 GRAPH_REPLAY = "graph.replay() alone"
 UPDATE_AND_REPLAY = "copy.update + graph.replay()"
@@ -44,17 +57,19 @@ class Peer:
     capturable: bool = True
     copies: bool = True
     """False for what is measured to compare with, and fills no buffers."""
-
-
-class Unavailable(Exception):
-    """The peer cannot run on this machine, or does not copy tensors like these."""
+    fill: Mapping[str, float] = field(default_factory=dict)
+    """What the rest of a buffer becomes, by its name."""
+    launches: int | None = None
+    """What a call enqueues at most, where no capture can count it."""
 
 
 class WrongResult(Exception):
     """A peer left other bytes than ``copy_`` does."""
 
 
-Factory = Callable[[Tensors, Sequence[Tensors]], Peer]
+Factory = Callable[..., Peer]
+"""Of buffers and sets; some take further arguments by name."""
+
 PEERS: dict[str, Factory] = {}
 
 
@@ -77,7 +92,7 @@ def check(name: str, peer: Peer) -> None:
         expected = {}
         for key, buffer in peer.buffers.items():
             buffer.fill_(POISON)
-            expected[key] = buffer.clone()
+            expected[key] = torch.full_like(buffer, peer.fill.get(key, POISON))
             expected[key][_corner(sources[key])].copy_(sources[key])
         call()
         for key, buffer in peer.buffers.items():
@@ -99,6 +114,30 @@ def _pairs(buffers: Tensors, sources: Tensors) -> list[tuple[torch.Tensor, Corne
     return [(buffer, _corner(sources[name]), sources[name]) for name, buffer in buffers.items()]
 
 
+def _is_pinned(sets: Sequence[Tensors]) -> bool:
+    return all(source.is_pinned() for source in sets[0].values())
+
+
+def _needs_gpu(buffers: Tensors) -> None:
+    if not next(iter(buffers.values())).is_cuda:
+        raise Unavailable("it needs a GPU")
+
+
+def _needs_decode_step(buffers: Tensors) -> None:
+    _needs_gpu(buffers)
+    if list(buffers) != list(capture_buffers(1, 1)):
+        raise Unavailable("it copies the six tensors of a decode step alone")
+
+
+def _tried(peer: Peer) -> Peer:
+    # Raised here: no C compiler, a GPU that it does not support, another CUDA than the driver's.
+    try:
+        peer.calls[0]()
+    except Exception as error:
+        raise Unavailable(f"{type(error).__name__}: {str(error).strip()}") from error
+    return peer
+
+
 def _sliced(buffers: Tensors, sources: Tensors) -> list[torch.Tensor]:
     return [buffer[corner] for buffer, corner, _ in _pairs(buffers, sources)]
 
@@ -106,10 +145,11 @@ def _sliced(buffers: Tensors, sources: Tensors) -> list[torch.Tensor]:
 @peer(SIX_COPIES)
 def slices_and_copy(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """A slice and a ``copy_`` for each tensor, at less than an engine's price: no attributes read, no slices made."""
+    non_blocking = _is_pinned(sets)
 
     def step(pairs: list[tuple[torch.Tensor, Corner, torch.Tensor]]) -> None:
         for buffer, corner, source in pairs:
-            buffer[corner].copy_(source)
+            buffer[corner].copy_(source, non_blocking)
 
     return Peer([partial(step, _pairs(buffers, sources)) for sources in sets], buffers, sets)
 
@@ -126,7 +166,7 @@ def sliced_copy(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     return Peer(calls, buffers, sets)
 
 
-@peer("_foreach_copy_")
+@peer(FOREACH)
 def foreach(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """``torch._foreach_copy_`` on fresh slices. One strided destination makes it a loop of copies."""
 
@@ -136,7 +176,7 @@ def foreach(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     return Peer([partial(step, _pairs(buffers, sources)) for sources in sets], buffers, sets)
 
 
-@peer("_foreach_copy_, pre-sliced")
+@peer(SLICED_FOREACH)
 def sliced_foreach(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """``torch._foreach_copy_`` on slices kept from an earlier step."""
     calls = [partial(torch._foreach_copy_, _sliced(buffers, sources), list(sources.values())) for sources in sets]
@@ -159,40 +199,88 @@ def grouped_foreach(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     return Peer([partial(step, _pairs(buffers, sources)) for sources in sets], buffers, sets)
 
 
-@peer("Triton, one kernel")
+@peer(TRITON)
 def triton(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """A Triton kernel written for the six tensors of a decode step."""
-    if not next(iter(buffers.values())).is_cuda:
-        raise Unavailable("it needs a GPU")
-    if "page_table" not in buffers:
-        raise Unavailable("it copies the six tensors of a decode step alone")
+    _needs_decode_step(buffers)
     try:
         from fused_copy.bench.triton_kernel import copy_six
-
-        calls = [partial(copy_six, buffers, sources) for sources in sets]
-        calls[0]()
-    except Exception as error:  # not installed, or no C compiler, or a GPU that it does not support
-        raise Unavailable(f"{type(error).__name__}: {str(error).strip()}") from error
-    return Peer(calls, buffers, sets)
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
+    return _tried(Peer([partial(copy_six, buffers, sources) for sources in sets], buffers, sets))
 
 
 @peer(CONTIGUOUS)
 def contiguous(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """One ``copy_`` of the same total bytes."""
     flat = [torch.cat([source.reshape(-1).view(torch.uint8) for source in sources.values()]) for sources in sets]
-    buffer = torch.empty_like(flat[0])
-    return Peer([partial(buffer.copy_, source) for source in flat], {"all": buffer}, [{"all": s} for s in flat])
+    pinned = _is_pinned(sets)
+    if pinned:
+        flat = [source.pin_memory() for source in flat]
+    buffer = torch.empty_like(flat[0], device=next(iter(buffers.values())).device)
+    return Peer([partial(buffer.copy_, source, pinned) for source in flat], {"all": buffer}, [{"all": s} for s in flat])
 
 
-@peer("torch.ops.fused_copy.replay")
-def op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+@peer(TVM_FFI)
+def tvm_ffi(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """A tvm-ffi function of twelve tensors over a kernel for the six tensors of a decode step."""
+    _needs_decode_step(buffers)
+    copy_six = native.tvm_ffi_module().copy_six
+    calls = [partial(copy_six, *buffers.values(), *sources.values()) for sources in sets]
+    return _tried(Peer(calls, buffers, sets))
+
+
+@peer(MEMCPY)
+def memcpy_each(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """``cudaMemcpyAsync`` for each tensor from a C++ extension, ``cudaMemcpy2DAsync`` for the page table."""
+    _needs_runtime_copies(buffers, sets)
+    destinations = list(buffers.values())
+    copy_each = native.extension().copy_each
+    calls = [partial(copy_each, destinations, list(sources.values())) for sources in sets]
+    return _tried(Peer(calls, buffers, sets))
+
+
+@peer(MEMCPY_BATCH)
+def memcpy_batch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """``cudaMemcpyBatchAsync`` from a C++ extension, each row of the page table an entry. It cannot be captured."""
+    _needs_runtime_copies(buffers, sets)
+    if tuple(map(int, (torch.version.cuda or "0.0").split("."))) < (12, 8):
+        raise Unavailable("it came with CUDA 12.8")
+    destinations = list(buffers.values())
+    copy_batch = native.extension().copy_batch
+    calls = [partial(copy_batch, destinations, list(sources.values())) for sources in sets]
+    entries = sum(source.shape[0] if source.dim() == 2 else 1 for source in sets[0].values())
+    return _tried(Peer(calls, buffers, sets, capturable=False, launches=entries))
+
+
+def _needs_runtime_copies(buffers: Tensors, sets: Sequence[Tensors]) -> None:
+    _needs_gpu(buffers)
+    for name, source in sets[0].items():
+        dense_rows = source.is_contiguous() and buffers[name].stride(-1) == 1 and source.dim() in (1, 2)
+        if source.dtype != buffers[name].dtype or not dense_rows:
+            raise Unavailable("it copies vectors and matrices of dense rows, bytes as they are")
+
+
+@peer(NOTHING_OP)
+def nothing_op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """An op of the same schema, registered in the same way, that does nothing: with the bare launch, the op's floor."""
+    _needs_gpu(buffers)
+    native.extension()
+    destinations = list(buffers.values())
+    calls = [partial(torch.ops.fused_copy_bench.nothing, destinations, list(sources.values())) for sources in sets]
+    return Peer(calls, buffers, sets, capturable=False, copies=False)
+
+
+@peer(OP)
+def op(buffers: Tensors, sets: Sequence[Tensors], fill: Mapping[str, float] | None = None) -> Peer:
     """The op itself, on lists."""
     destinations = list(buffers.values())
-    calls = [partial(torch.ops.fused_copy.replay, destinations, list(sources.values())) for sources in sets]
-    return Peer(calls, buffers, sets)
+    rest = () if fill is None else ([fill.get(name) for name in buffers],)
+    calls = [partial(torch.ops.fused_copy.replay, destinations, list(sources.values()), *rest) for sources in sets]
+    return Peer(calls, buffers, sets, fill=fill or {})
 
 
-@peer("fused_copy.replay")
+@peer(REPLAY)
 def replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """The op's Python face, on lists."""
     destinations = list(buffers.values())
@@ -205,7 +293,7 @@ def replay_mappings(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     return Peer([partial(fused_copy.replay, buffers, sources) for sources in sets], buffers, sets)
 
 
-@peer("plan.replay")
+@peer(PLAN)
 def plan_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """Destinations bound in a :class:`fused_copy.Plan`."""
     plan = fused_copy.Plan(buffers)
@@ -215,36 +303,63 @@ def plan_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 @peer(BARE_LAUNCH)
 def bare_launch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """One launch of a kernel that does nothing, from C++: the floor of every way that launches."""
-    device = next(iter(buffers.values())).device
-    if device.type != "cuda":
-        raise Unavailable("it needs a GPU")
+    _needs_gpu(buffers)
     call = partial(_C.launch_nothing, torch.cuda.current_device())
     return Peer([call] * len(sets), buffers, sets, copies=False)
 
 
-def _capture(buffers: Tensors, sets: Sequence[Tensors]) -> tuple[torch.cuda.CUDAGraph, fused_copy.GraphCopy]:
-    if not next(iter(buffers.values())).is_cuda:
-        raise Unavailable("it needs a GPU")
+def _capture_copy(
+    buffers: Tensors, sets: Sequence[Tensors], model: Call | None
+) -> tuple[torch.cuda.CUDAGraph, fused_copy.GraphCopy]:
+    _needs_gpu(buffers)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
         copy = fused_copy.Plan(buffers).capture(graph, *sets[0].values())
+        if model:
+            model()
     return graph, copy
 
 
 @peer(GRAPH_REPLAY)
 def graph_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """``graph.replay()`` alone, of a graph that holds one copy: what ``copy.update`` adds to."""
-    graph, _ = _capture(buffers, sets)
+    graph, _ = _capture_copy(buffers, sets, None)
     return Peer([graph.replay] * len(sets), buffers, sets, capturable=False, copies=False)
 
 
 @peer(UPDATE_AND_REPLAY)
-def update_and_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+def update_and_replay(buffers: Tensors, sets: Sequence[Tensors], model: Call | None = None) -> Peer:
     """``copy.update`` on the copy inside that graph, then ``graph.replay()``."""
-    graph, copy = _capture(buffers, sets)
+    graph, copy = _capture_copy(buffers, sets, model)
 
     def step(sources: Sequence[torch.Tensor]) -> None:
         copy.update(*sources)
         graph.replay()
 
     return Peer([partial(step, list(sources.values())) for sources in sets], buffers, sets, capturable=False)
+
+
+def before_model(buffers: Tensors, sets: Sequence[Tensors], factory: Factory, model: Call) -> Peer:
+    """A peer's fill, then ``graph.replay()`` of a graph of the model, which reads the buffers."""
+    fill = factory(buffers, sets)
+    graph = capture([model])
+
+    def step(call: Call) -> None:
+        call()
+        graph.replay()
+
+    return Peer([partial(step, call) for call in fill.calls], buffers, sets, capturable=False)
+
+
+def model_alone(buffers: Tensors, sets: Sequence[Tensors], model: Call) -> Peer:
+    """``graph.replay()`` of the model's graph, whose buffers stay as they are."""
+    return Peer([capture([model]).replay] * len(sets), buffers, sets, capturable=False, copies=False)
+
+
+def plain_kernel(buffers: Tensors, sets: Sequence[Tensors], threading: str, block_size: int) -> Peer:
+    """The plain kernel of ``native/six_tensors.cu``, a thread, a warp or a block for each piece of a row."""
+    _needs_decode_step(buffers)
+    copy_six = native.extension().copy_six
+    destinations = list(buffers.values())
+    calls = [partial(copy_six, destinations, list(sources.values()), threading, block_size) for sources in sets]
+    return Peer(calls, buffers, sets)

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,26 +22,51 @@ from fused_copy.bench.peers import CONTIGUOUS, PEERS, SIX_COPIES
 
 @dataclass(frozen=True)
 class Row:
-    """One peer at one point of one section: times in us per call, ``bytes`` and ``launches`` per call too."""
+    """One peer at one point: times in us per call, ``bytes`` and ``launches`` per call too.
+
+    ``metric`` is what was timed, as in :class:`fused_copy.bench.sections.Section`; ``kernel`` the launch parameters and
+    the occupancy, where the section looks at them.
+    """
 
     section: str
+    metric: str
     workload: str
     point: dict[str, int]
+    case: str
     bytes: int
     peer: str
     launches: int | None
     median: float
     p10: float
     p90: float
+    kernel: dict[str, object] | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target's condition and the worst figure of a run; ``met`` is None where the run did not measure it."""
+
+    target: str
+    figure: str
+    condition: str
+    measured: float | None
+    at: str
+    met: bool | None
 
 
 @dataclass(frozen=True)
 class Results:
-    """One run. A ``quick`` one shows that everything works, not how fast it is."""
+    """One run. A ``quick`` one shows that everything works, not how fast it is. ``seconds`` are those of each section.
+
+    ``answers`` are facts drawn from the rows, by the question that they answer.
+    """
 
     machine: dict[str, str | None]
     quick: bool
     rows: Sequence[Row]
+    targets: Sequence[Verdict] = ()
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def machine(device: torch.device, commit: str | None) -> dict[str, str | None]:
@@ -78,18 +103,29 @@ def _cpu_name() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def write(results: Results, path: Path) -> None:
-    """Write a results file: JSON, each row on a line of its own."""
-    rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(row).items()} for row in results.rows]
-    rows = ",\n".join(f"    {json.dumps(row)}" for row in rounded)
-    head = json.dumps({"machine": results.machine, "quick": results.quick}, indent=2).removesuffix("\n}")
-    path.write_text(f'{head},\n  "rows": [\n{rows}\n  ]\n}}\n')
+def serialize(results: Results) -> str:
+    """A results file's text: JSON, each row and each verdict on a line of its own."""
+    lists: dict[str, Sequence[Row | Verdict]] = {"targets": results.targets, "rows": results.rows}
+    head = {key: value for key, value in vars(results).items() if key not in lists}
+    text = json.dumps(head, indent=2).removesuffix("\n}")
+    for name, items in lists.items():
+        lines = ",\n".join(f"    {json.dumps(_plain(item))}" for item in items)
+        text += f',\n  "{name}": [\n{lines}\n  ]'
+    return text + "\n}\n"
+
+
+def _plain(item: Row | Verdict) -> dict[str, object]:
+    plain = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(item).items()}
+    if plain.get("kernel", item) is None:
+        del plain["kernel"]
+    return plain
 
 
 def read(path: Path) -> Results:
-    """Read what :func:`write` wrote."""
+    """Read what :func:`serialize` made."""
     content = json.loads(path.read_text())
-    return Results(content["machine"], content["quick"], [Row(**row) for row in content["rows"]])
+    rows, targets = [Row(**row) for row in content.pop("rows")], [Verdict(**v) for v in content.pop("targets")]
+    return Results(rows=rows, targets=targets, **content)
 
 
 def print_machine(console: Console, machine: dict[str, str | None]) -> None:
@@ -105,23 +141,47 @@ def print_peers(console: Console) -> None:
     console.print(table, "")
 
 
-def print_point(console: Console, rows: Sequence[Row], progress: str) -> None:
-    """Print the peers at one point, each with its spread and its ratios to the six copies and the contiguous copy."""
-    medians = {row.peer: row.median for row in rows}
+def print_point(console: Console, rows: Sequence[Row]) -> None:
+    """Print what one metric of one point is for every way, with the spread and the ratios to the two yardsticks."""
     first = rows[0]
+    medians = {(row.case, row.peer): row.median for row in rows}
     point = ", ".join(f"{key} {value}" for key, value in first.point.items())
-    title = f"{progress}: {first.workload}, {point}, {first.bytes:,} bytes"
+    title = f"{first.section}: {first.workload}, {point}, {first.bytes:,} bytes"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    table.add_column("way", min_width=max(map(len, medians)), no_wrap=True)
-    for name in ("launches", f"{first.section} us", "p10-p90", "vs slices", "of contiguous"):
+    labels = [f"{row.case}: {row.peer}" if row.case else row.peer for row in rows]
+    table.add_column("way", min_width=max(map(len, labels)), no_wrap=True)
+    for name in ("launches", f"{first.metric} us", "p10-p90", "vs slices", "of contiguous"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for label, row in zip(labels, rows, strict=True):
+        slices, contiguous = medians.get((row.case, SIX_COPIES)), medians.get((row.case, CONTIGUOUS))
         table.add_row(
-            row.peer,
+            label,
             "" if row.launches is None else str(row.launches),
             f"{row.median:.2f}",
             f"{row.p10:.2f}-{row.p90:.2f}",
-            f"{medians[SIX_COPIES] / row.median:.2f}x",
-            f"{row.median / medians[CONTIGUOUS]:.2f}x",
+            f"{slices / row.median:.2f}x" if slices else "",
+            f"{row.median / contiguous:.2f}x" if contiguous else "",
         )
+    console.print(table, "")
+
+
+def print_answers(console: Console, answers: dict[str, list[str]]) -> None:
+    """Print the questions with what the run says to them."""
+    for question, lines in answers.items():
+        console.print(question, style="bold")
+        for line in lines:
+            console.print(f"  {line}", highlight=False)
+    console.print()
+
+
+def print_targets(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print every target's figures, what they should be, and whether they are."""
+    table = Table(title="targets", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    for name in ("", "figure", "target", "measured", "", "worst at"):
+        table.add_column(name, justify="right" if name in ("target", "measured") else "left")
+    words = {True: "met", False: "MISSED", None: ""}
+    for verdict in verdicts:
+        measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
+        row = (verdict.target, verdict.figure, verdict.condition, measured, words[verdict.met], verdict.at)
+        table.add_row(*row, style="red" if verdict.met is False else None)
     console.print(table, "")

@@ -3,50 +3,103 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fused_copy.bench import report
+from fused_copy.bench import native, report
+from fused_copy.bench.answers import answer
 from fused_copy.bench.peers import WrongResult
-from fused_copy.bench.sections import SECTIONS
+from fused_copy.bench.sections import ON_CPU, SECTIONS, measure
+from fused_copy.bench.targets import evaluate
 
 
-def run(*, sections: Sequence[str] | None, quick: bool, json: Path | None, commit: str | None) -> int:
-    """Run, print and write the sections, by default all that this machine can run; the exit status."""
+def run(
+    *, sections: Sequence[str] | None, quick: bool, json: Path | None, plot: Path | None, commit: str | None
+) -> int:
+    """Run, print, write and draw the sections, by default all that this machine can run; the exit status."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if sections is None:
-        sections = [name for name in SECTIONS if name != "gpu" or device.type == "cuda"]
+        sections = [name for name in SECTIONS if name in ON_CPU or device.type == "cuda"]
     if unknown := [name for name in sections if name not in SECTIONS]:
         return _refuse(f"--section: no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    if "gpu" in sections and device.type != "cuda":
-        return _refuse("--section gpu: this torch sees no GPU")
+    if device.type != "cuda" and (need_gpu := [name for name in sections if name not in ON_CPU]):
+        return _refuse(f"--section {','.join(need_gpu)}: this torch sees no GPU")
     if json and not json.parent.is_dir():
         return _refuse(f"--json: there is no directory {json.parent}")
+    if plot and not plot.is_dir():
+        return _refuse(f"--plot: there is no directory {plot}")
 
-    # No progress bar: a thread that redraws it would compete with the host times for the interpreter.
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     machine = report.machine(device, commit)
     report.print_machine(console, machine)
     report.print_peers(console)
+    # The bar is drawn between points alone: a thread that did it would compete with the host times for the interpreter.
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    progress = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
     rows: list[report.Row] = []
-    with torch.inference_mode():  # as engines run their decode loops
-        for name in sections:
-            section = SECTIONS[name](device, quick)
-            for index, make_workload in enumerate(section.workloads, 1):
-                try:
-                    point = section.measure(make_workload())
-                except WrongResult as error:
-                    print(f"fused-copy bench: {error}", file=sys.stderr)
-                    return 1
-                report.print_point(console, point, f"{name} {index}/{len(section.workloads)}")
-                rows += point
+    seconds: dict[str, float] = {}
+    try:
+        with torch.inference_mode(), _own_stream(device), progress:
+            if device.type == "cuda":
+                start = time.perf_counter()
+                native.compile_all()
+                seconds["compile"] = round(time.perf_counter() - start, 1)
+            for name in (name for name in SECTIONS if name in sections):
+                start = time.perf_counter()
+                rows += _run_section(name, device, quick, progress)
+                seconds[name] = round(time.perf_counter() - start, 1)
+    except WrongResult as error:
+        print(f"fused-copy bench: {error}", file=sys.stderr)
+        return 1
+    verdicts = evaluate(rows) if device.type == "cuda" else []  # the targets are a GPU's
+    results = report.Results(machine, quick, rows, verdicts, answer(rows), seconds)
+    report.print_answers(console, results.answers)
+    if verdicts:
+        report.print_targets(console, verdicts)
+    console.print("seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()), highlight=False)
+    text = report.serialize(results)
     if json:
-        report.write(report.Results(machine, quick, rows), json)
+        json.write_text(text)
         print(f"wrote {json}")
+    if plot:
+        _draw(text, json, plot)
     return 0
+
+
+def _own_stream(device: torch.device) -> AbstractContextManager[object]:
+    # As engines do. cudaMemcpyBatchAsync refuses the default stream.
+    return torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext()
+
+
+def _run_section(name: str, device: torch.device, quick: bool, progress: Progress) -> list[report.Row]:
+    section = SECTIONS[name](device, quick)
+    rows: list[report.Row] = []
+    for make_point in progress.track(section.points, description=name):
+        progress.refresh()
+        point = measure(name, section.metrics, make_point(), quick=quick, profiled=section.profiled)
+        for _, of_metric in groupby(point, key=lambda row: row.metric):
+            report.print_point(progress.console, list(of_metric))
+        rows += point
+    return rows
+
+
+def _draw(text: str, json: Path | None, folder: Path) -> None:
+    from fused_copy.bench import plots
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if json is None:
+            json = Path(scratch, "bench.json")
+            json.write_text(text)
+        for path in plots.draw(json, folder):
+            print(f"wrote {path}")
 
 
 def _refuse(reason: str) -> int:

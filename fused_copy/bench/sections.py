@@ -1,16 +1,38 @@
-"""What the benchmark measures: sections of points, each one set of static buffers and several sets of sources."""
+"""What the benchmark measures: sections of points, each one or more sets of static buffers with their sources."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import torch
 
-from fused_copy.bench.peers import PEERS, Peer, Tensors, Unavailable, check
+from fused_copy.bench.model import small_model
+from fused_copy.bench.native import Unavailable
+from fused_copy.bench.peers import (
+    CONTIGUOUS,
+    FOREACH,
+    GRAPH_REPLAY,
+    MEMCPY,
+    MEMCPY_BATCH,
+    OP,
+    PEERS,
+    PLAN,
+    REPLAY,
+    SIX_COPIES,
+    UPDATE_AND_REPLAY,
+    Factory,
+    Peer,
+    Tensors,
+    before_model,
+    check,
+    model_alone,
+    plain_kernel,
+    update_and_replay,
+)
 from fused_copy.bench.report import Row
-from fused_copy.bench.timing import Timing, gpu_us, host_us, launches
+from fused_copy.bench.timing import Timing, gpu_timer, host_us, launches, loop_us, profile_kernel
 from fused_copy.decode import capture_buffers
 
 SETS = 4
@@ -19,75 +41,138 @@ SETS = 4
 HOST_WIDTH = 1024
 """The page table's width where the batch size varies. It is in the gpu section too, so that one step has both times."""
 
+STEP = {"bs": 64, "max_seqlen_k": HOST_WIDTH}
+"""The decode step by which the ways are compared."""
+
+WIDER = 1024
+"""By how much page-table buffers are wider than the widest source: their rows are never side by side."""
+
 
 @dataclass(frozen=True)
 class Workload:
-    """What one point copies; ``point`` says where on the section's axes it lies."""
+    """What one point copies; ``point`` says where on the section's axes it lies, ``case`` which of its kinds it is."""
 
     kind: str
     point: dict[str, int]
     buffers: Tensors
     sets: Sequence[Tensors]
+    case: str = ""
+    ways: Mapping[str, Factory] = field(default_factory=lambda: PEERS)
+
+    @property
+    def bytes(self) -> int:
+        return sum(source.nbytes for source in self.sets[0].values())
+
+
+Cases = Sequence[Workload]
+"""A point's workloads, which are timed in turn."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """The points, made one at a time because some take much memory, and how one of them is measured."""
+    """The points, made one at a time because some take much memory, and what is measured of each.
 
-    workloads: Sequence[Callable[[], Workload]]
-    measure: Callable[[Workload], list[Row]]
+    ``metrics``: "host" for host time, "gpu" for GPU time, "step" and "latency" for wall time until the GPU is done, at
+    the end of a loop and after every step. ``profiled``: kernels are looked at with the profiler, too.
+    """
+
+    metrics: Sequence[str]
+    points: Sequence[Callable[[], Cases]]
+    profiled: bool = False
 
 
 def host(device: torch.device, quick: bool) -> Section:
-    """Host time: a decode step's six tensors over the batch size, and dense pairs over their number."""
-    batch_sizes = [64] if quick else [1, 8, 64, 256]
-    counts = [6, 32] if quick else [6, 32, 64, 256, 512]
-    buffers = capture_buffers(max(batch_sizes), 4 * HOST_WIDTH, device)
-    workloads = [partial(decode_step, buffers, bs, HOST_WIDTH) for bs in batch_sizes]
-
-    def time(peer: Peer, launches: int | None) -> Timing:
-        return host_us(peer.calls, launches=launches or 1, batches=3 if quick else 20)
-
-    return Section(
-        [*workloads, *(partial(dense_pairs, count, device) for count in counts)],
-        partial(measure, "host", time=time, rounds=1 if quick else 5),
-    )
+    """Host time: a decode step's six tensors over the batch size and over the page table's width."""
+    batch_sizes = [64] if quick else [1, 8, 64, 256, 512]
+    widths = [] if quick else [128, 4096, 32768]
+    buffers = capture_buffers(max(batch_sizes), max([HOST_WIDTH, *widths]) + WIDER, device)
+    steps = [(bs, HOST_WIDTH) for bs in batch_sizes] + [(STEP["bs"], width) for width in widths]
+    return Section(["host"], [partial(_decode_point, buffers, *step) for step in steps])
 
 
 def gpu(device: torch.device, quick: bool) -> Section:
-    """GPU time: a decode step's six tensors over batch size and page-table width, and dense pairs over their number."""
+    """GPU time: a decode step's six tensors over batch size and width; odd layouts; casts and fills."""
     batch_sizes = [8, 64] if quick else [1, 8, 64, 256, 512]
-    widths = [128, HOST_WIDTH] if quick else [128, HOST_WIDTH, 4096, 16384, 32768, 131072]
-    counts = [6, 64] if quick else [6, 32, 64, 256, 512]
+    widths = [128, HOST_WIDTH] if quick else [128, HOST_WIDTH, 4096, 32768, 131072]
     # Sources twice, for the contiguous copy too, then the buffers, what is expected of them and temporaries.
     free_bytes = torch.cuda.mem_get_info()[0]
     fitting = [width for width in widths if 4 * max(batch_sizes) * width * (2 * SETS + 6) < free_bytes]
     for width in widths[len(fitting) :]:
         print(f"left out: page tables {width} wide, which do not fit in {free_bytes / 1e9:.1f} GB of free GPU memory")
-    buffers = capture_buffers(max(batch_sizes), max(fitting), device)
-    workloads = [partial(decode_step, buffers, bs, width) for width in fitting for bs in batch_sizes]
-
-    def time(peer: Peer, launches: int | None) -> Timing:
-        step_bytes = sum(source.nbytes for source in peer.sets[0].values())
-        # Enough calls to hide the gap between two graphs, few enough to capture quickly and to replay in some ms.
-        calls = min(256, 2048 // max(1, launches or 1), 2**32 // step_bytes)
-        return gpu_us(peer.calls, per_graph=calls, replays=5 if quick else 20)
-
+    buffers = capture_buffers(max(batch_sizes), max(fitting) + WIDER, device)
+    odd_and_aligned = [((64, 1023), (66, 992)), ((256, 4095), (260, 4032))][: 1 if quick else 2]
+    cast_sizes = [(64, 1024)] if quick else [(64, 1024), (256, 4096), (512, 32768)]
+    cast_sizes = [(rows, columns) for rows, columns in cast_sizes if 40 * (SETS + 3) * rows * columns < free_bytes]
     return Section(
-        [*workloads, *(partial(dense_pairs, count, device) for count in counts)],
-        partial(measure, "gpu", time=time, rounds=1 if quick else 3),
+        ["gpu"],
+        [
+            *(partial(_decode_point, buffers, bs, width) for width in fitting for bs in batch_sizes),
+            *(partial(layouts, *shapes, device) for shapes in odd_and_aligned),
+            *(partial(casts, rows, columns, device) for rows, columns in cast_sizes),
+        ],
     )
 
 
-SECTIONS: dict[str, Callable[[torch.device, bool], Section]] = {"host": host, "gpu": gpu}
+def scale(device: torch.device, quick: bool) -> Section:
+    """Host and GPU time of dense pairs over their number."""
+    counts = [6, 32] if quick else [6, 16, 32, 64, 128, 256, 512]
+    metrics = ["host", "gpu"] if device.type == "cuda" else ["host"]
+    return Section(metrics, [partial(_dense_point, count, device) for count in counts])
 
 
-def decode_step(buffers: Tensors, bs: int, max_seqlen_k: int) -> Workload:
+def decode(device: torch.device, quick: bool) -> Section:
+    """End to end: fill and graph of a small model over the batch size; pinned sources over the page table's width."""
+    batch_sizes = [8, 64] if quick else [1, 8, 64, 256]
+    widths = [HOST_WIDTH] if quick else [128, HOST_WIDTH, 4096]
+    buffers = capture_buffers(max(batch_sizes), max(widths) + WIDER, device)
+    return Section(
+        ["step", "latency"],
+        [
+            *(partial(_model_point, buffers, bs) for bs in batch_sizes),
+            *(partial(_pinned_point, buffers, width) for width in widths),
+        ],
+    )
+
+
+def threading(device: torch.device, quick: bool) -> Section:
+    """GPU time of a plain kernel for the six tensors: a thread, a warp or a block for each piece, by block size."""
+    steps = [(64, 1024)] if quick else [(8, 1024), (64, 1024), (64, 4096), (256, 32768)]
+    sizes = [128, 256] if quick else [64, 128, 256, 512, 1024]
+    buffers = capture_buffers(max(bs for bs, _ in steps), max(width for _, width in steps) + WIDER, device)
+    ways: dict[str, Factory] = {
+        f"{way}, blocks of {size}": partial(plain_kernel, threading=way, block_size=size)
+        for way in ("element", "warp", "block")
+        for size in sizes
+    }
+    ways |= _pick(OP, SIX_COPIES, CONTIGUOUS)
+
+    def point(bs: int, width: int) -> Cases:
+        step = decode_step(buffers, bs, width)
+        return [Workload("threading", step.point, buffers, step.sets, ways=ways)]
+
+    return Section(["gpu"], [partial(point, *step) for step in steps], profiled=True)
+
+
+SECTIONS: dict[str, Callable[[torch.device, bool], Section]] = {
+    "host": host,
+    "gpu": gpu,
+    "scale": scale,
+    "decode": decode,
+    "threading": threading,
+}
+
+ON_CPU = ("host", "scale")
+"""The sections that need no GPU."""
+
+
+def decode_step(buffers: Tensors, bs: int, max_seqlen_k: int, *, pinned: bool = False) -> Workload:
     """The six tensors of a decode step, into the leading corners of ``buffers``."""
     shapes: dict[str, tuple[int, ...]] = {name: (bs,) for name in buffers}
     shapes |= {"cu_seqlens_k": (bs + 1,), "page_table": (bs, max_seqlen_k)}
-    device = buffers["page_table"].device
+    device = torch.device("cpu") if pinned else buffers["page_table"].device
     sets = [{name: _random(shape, torch.int32, device) for name, shape in shapes.items()} for _ in range(SETS)]
+    if pinned:
+        sets = [{name: source.pin_memory() for name, source in sources.items()} for sources in sets]
     return Workload("decode", {"bs": bs, "max_seqlen_k": max_seqlen_k}, buffers, sets)
 
 
@@ -99,29 +184,169 @@ def dense_pairs(count: int, device: torch.device) -> Workload:
     return Workload("pairs", {"pairs": count}, buffers, sets)
 
 
-def measure(section: str, workload: Workload, *, time: Callable[[Peer, int | None], Timing], rounds: int) -> list[Row]:
-    """Check every peer, then time them in turn, ``rounds`` times over so that drift meets all of them alike."""
-    peers: dict[str, Peer] = {}
-    for name, factory in PEERS.items():
+def layouts(odd_shape: tuple[int, int], aligned_shape: tuple[int, int], device: torch.device) -> Cases:
+    """An int32 matrix of odd rows, in odd places, and one of as many elements and aligned rows, in several layouts."""
+    (rows, columns), (aligned_rows, aligned_columns) = odd_shape, aligned_shape
+    assert rows * columns == aligned_rows * aligned_columns
+    odd_pitch, pitch = 2 * columns + 1, 2 * aligned_columns
+    at = {"rows": rows, "columns": columns}
+    ways = _pick(SIX_COPIES, CONTIGUOUS, OP)
+
+    def case(name: str, buffer: torch.Tensor, make: Callable[[torch.Tensor], torch.Tensor]) -> Workload:
+        def source() -> torch.Tensor:
+            return make(_random((rows * columns + 1,), torch.int32, device))
+
+        return Workload("layout", at, {"matrix": buffer}, [{"matrix": source()} for _ in range(SETS)], name, ways)
+
+    def matrix(rows: int, pitch: int, offset: int = 0) -> torch.Tensor:
+        return torch.zeros(rows * pitch + offset, dtype=torch.int32, device=device)[offset:].view(rows, pitch)
+
+    def dense(flat: torch.Tensor) -> torch.Tensor:
+        return flat[:-1].view(aligned_rows, aligned_columns)
+
+    def transposed(flat: torch.Tensor) -> torch.Tensor:
+        return flat[:-1].view(aligned_columns, aligned_rows).T
+
+    def odd(flat: torch.Tensor) -> torch.Tensor:
+        return flat[:-1].view(rows, columns)
+
+    def odd_and_off(flat: torch.Tensor) -> torch.Tensor:
+        return flat[1:].view(rows, columns)
+
+    return [
+        case("aligned", matrix(aligned_rows, pitch), dense),
+        case("aligned, dense buffer", matrix(aligned_rows, aligned_columns), dense),
+        case("odd, both 4 bytes off", matrix(rows, odd_pitch, 1), odd_and_off),
+        case("odd, buffer 4 bytes off", matrix(rows, odd_pitch, 1), odd),
+        case("transposed source", matrix(aligned_rows, pitch), transposed),
+    ]
+
+
+def casts(rows: int, columns: int, device: torch.device) -> Cases:
+    """Casts and a fill of dense matrices, and the copies of the larger side's bytes that they are compared with."""
+
+    def case(name: str, source: torch.dtype, destination: torch.dtype, fill: float | None = None) -> Workload:
+        buffers = {"matrix": torch.zeros(rows, columns, dtype=destination, device=device)}
+        shape = (rows if fill is None else rows // 2, columns)
+        sets = [{"matrix": _random(shape, source, device)} for _ in range(SETS)]
+        ways = {OP: partial(PEERS[OP], fill={"matrix": fill})} if fill is not None else _pick(SIX_COPIES, OP)
+        return Workload("cast", {"rows": rows, "columns": columns}, buffers, sets, name, ways)
+
+    return [
+        case("int64", torch.int64, torch.int64),
+        case("int64 to int32", torch.int64, torch.int32),
+        case("int32 to int64", torch.int32, torch.int64),
+        case("float32", torch.float32, torch.float32),
+        case("float32 to bfloat16", torch.float32, torch.bfloat16),
+        case("int32", torch.int32, torch.int32),
+        case("int32, half filled", torch.int32, torch.int32, fill=-1),
+    ]
+
+
+CAST_OF = {
+    "int64 to int32": "int64",
+    "int32 to int64": "int64",
+    "float32 to bfloat16": "float32",
+    "int32, half filled": "int32",
+}
+"""What each case is compared with: the same-dtype copy of the larger side's bytes."""
+
+
+def _decode_point(buffers: Tensors, bs: int, width: int) -> Cases:
+    return [decode_step(buffers, bs, width)]
+
+
+def _dense_point(count: int, device: torch.device) -> Cases:
+    return [dense_pairs(count, device)]
+
+
+def _model_point(buffers: Tensors, bs: int) -> Cases:
+    step = decode_step(buffers, bs, HOST_WIDTH)
+    model = small_model(buffers, bs)
+    ways: dict[str, Factory] = {
+        name: partial(before_model, factory=PEERS[name], model=model)
+        for name in (SIX_COPIES, FOREACH, OP, REPLAY, PLAN)
+    }
+    ways |= {
+        UPDATE_AND_REPLAY: partial(update_and_replay, model=model),
+        GRAPH_REPLAY: partial(model_alone, model=model),
+    }
+    return [Workload("model", step.point, buffers, step.sets, ways=ways)]
+
+
+def _pinned_point(buffers: Tensors, width: int) -> Cases:
+    step = decode_step(buffers, STEP["bs"], width, pinned=True)
+    ways = _pick(SIX_COPIES, CONTIGUOUS, MEMCPY, MEMCPY_BATCH, OP, REPLAY, PLAN)
+    return [Workload("pinned", step.point, buffers, step.sets, ways=ways)]
+
+
+def _pick(*names: str) -> dict[str, Factory]:
+    return {name: PEERS[name] for name in names}
+
+
+def measure(section: str, metrics: Sequence[str], cases: Cases, *, quick: bool, profiled: bool = False) -> list[Row]:
+    """Check every way of every case, then time them in turn, over and over, so that drift meets all of them alike."""
+    peers = [(workload, name, peer) for workload in cases for name, peer in _checked(workload)]
+    count_launches = "host" in metrics or "gpu" in metrics
+    counts = [
+        launches(peer.calls[0]) if count_launches and _on_gpu(peer) and peer.capturable else peer.launches
+        for *_, peer in peers
+    ]
+    kernels = [
+        profile_kernel(peer.calls[0]) if profiled and count == 1 else None
+        for (*_, peer), count in zip(peers, counts, strict=True)
+    ]
+    rows = []
+    for metric in metrics:
+        timed = [i for i, (*_, peer) in enumerate(peers) if peer.capturable or metric != "gpu"]
+        timers = {i: _timer(metric, peers[i][2], counts[i], peers[i][0].bytes, quick) for i in timed}
+        timings = dict.fromkeys(timed, Timing())
+        for round in range(1 if quick else 8):
+            for i in timed if round % 2 else reversed(timed):
+                timings[i] += timers[i]()
+        rows += [
+            Row(
+                section,
+                metric,
+                peers[i][0].kind,
+                peers[i][0].point,
+                peers[i][0].case,
+                peers[i][0].bytes,
+                peers[i][1],
+                counts[i],
+                timing.median,
+                timing.p10,
+                timing.p90,
+                kernels[i],
+            )
+            for i, timing in timings.items()
+        ]
+    return rows
+
+
+def _checked(workload: Workload) -> Iterable[tuple[str, Peer]]:
+    for name, factory in workload.ways.items():
         try:
             peer = factory(workload.buffers, workload.sets)
         except Unavailable as reason:
             _left_out(name, str(reason))
             continue
-        check(name, peer)
-        if peer.capturable or section != "gpu":
-            peers[name] = peer
-    on_gpu = next(iter(workload.buffers.values())).is_cuda
-    counts = {name: launches(peer.calls[0]) if on_gpu and peer.capturable else None for name, peer in peers.items()}
-    timings = dict.fromkeys(peers, Timing())
-    for _ in range(rounds):
-        for name, peer in peers.items():
-            timings[name] += time(peer, counts[name])
-    step_bytes = sum(source.nbytes for source in workload.sets[0].values())
-    return [
-        Row(section, workload.kind, workload.point, step_bytes, name, counts[name], t.median, t.p10, t.p90)
-        for name, t in timings.items()
-    ]
+        check(f"{name}, {workload.case}" if workload.case else name, peer)
+        yield name, peer
+
+
+def _on_gpu(peer: Peer) -> bool:
+    return next(iter(peer.buffers.values())).is_cuda
+
+
+def _timer(metric: str, peer: Peer, count: int | None, step_bytes: int, quick: bool) -> Callable[[], Timing]:
+    if metric == "host":
+        return partial(host_us, peer.calls, launches=count or 1, batches=3 if quick else 10, warm_up=2)
+    if metric == "gpu":
+        # Enough calls to hide the gap between two graphs, few enough to capture quickly and to replay in some ms.
+        calls = min(256, 2048 // max(1, count or 1), 2**32 // step_bytes)
+        return partial(gpu_timer(peer.calls, per_graph=calls), 5 if quick else 8)
+    return partial(loop_us, peer.calls, steps=20 if quick else 300, every_step=metric == "latency")
 
 
 @cache
@@ -130,4 +355,7 @@ def _left_out(name: str, reason: str) -> None:
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.randint(1, torch.iinfo(dtype).max, shape, dtype=dtype, device=device)  # never zero
+    """Random numbers, never zero."""
+    if dtype.is_floating_point:
+        return torch.rand(shape, dtype=dtype, device=device) + 1
+    return torch.randint(1, torch.iinfo(dtype).max, shape, dtype=dtype, device=device)

@@ -1,6 +1,7 @@
-"""How the benchmark measures: host time between synchronizations, GPU time of many calls in one CUDA graph.
+"""How the benchmark measures: host time between synchronizations, GPU time of many calls in one CUDA graph, wall time
+of a loop that ends when the GPU is done.
 
-Both take several calls that do the same on different tensors and make them in turn, so that no time rests on sources
+All take several calls that do the same on different tensors and make them in turn, so that no time rests on sources
 that are always the same.
 """
 
@@ -8,12 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
+from pathlib import Path
 
 import torch
 
@@ -74,16 +78,68 @@ def gpu_us(calls: Sequence[Call], *, per_graph: int = 256, replays: int = 20) ->
 
     The calls must have run before: what they load or compile on first use cannot be captured.
     """
+    return gpu_timer(calls, per_graph=per_graph)(replays)
+
+
+def gpu_timer(calls: Sequence[Call], *, per_graph: int) -> Callable[[int], Timing]:
+    """:func:`gpu_us` in two steps: captures the graph, and returns what times a number of its replays."""
     per_graph = len(calls) * max(1, per_graph // len(calls))
     graph = capture(islice(cycle(calls), per_graph))
-    events = [torch.Event("cuda", enable_timing=True) for _ in range(replays + 1)]
-    graph.replay()  # keeps the GPU busy while the host enqueues the timed ones
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    events[-1].synchronize()
-    return Timing(tuple(start.elapsed_time(end) * 1e3 / per_graph for start, end in pairwise(events)))
+
+    def time_replays(replays: int) -> Timing:
+        events = [torch.Event("cuda", enable_timing=True) for _ in range(replays + 1)]
+        graph.replay()  # keeps the GPU busy while the host enqueues the timed ones
+        events[0].record()
+        for event in events[1:]:
+            graph.replay()
+            event.record()
+        events[-1].synchronize()
+        return Timing(tuple(start.elapsed_time(end) * 1e3 / per_graph for start, end in pairwise(events)))
+
+    return time_replays
+
+
+def loop_us(calls: Sequence[Call], *, steps: int, every_step: bool = False) -> Timing:
+    """Wall time of one call until the GPU is done: one sample, of a loop of ``steps`` calls.
+
+    The loop synchronizes at its end, so that host and GPU overlap as in a pipelined engine, or after ``every_step``, as
+    where the host waits for each step's tokens.
+    """
+    turns = list(islice(cycle(calls), steps))
+    turns[0]()
+    with _gc_off():
+        _synchronize()
+        start = time.perf_counter_ns()
+        for call in turns:
+            call()
+            if every_step:
+                _synchronize()
+        _synchronize()
+        return Timing(((time.perf_counter_ns() - start) / (1e3 * steps),))
+
+
+def profile_kernel(call: Call) -> dict[str, object] | None:
+    """Launch parameters and occupancy of the one kernel that a call launches, as the profiler's trace has them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        call()
+        _synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    kernels = [event for event in events if event.get("cat") == "kernel"]
+    if len(kernels) != 1:
+        return None
+    facts: dict[str, object] = kernels[0]["args"]
+    return {name: facts[key] for name, key in _KERNEL_FACTS.items() if key in facts}
+
+
+_KERNEL_FACTS = {
+    "blocks": "grid",
+    "block_size": "block",
+    "registers": "registers per thread",
+    "occupancy_percent": "est. achieved occupancy %",
+}
 
 
 def capture(calls: Iterable[Call]) -> torch.cuda.CUDAGraph:

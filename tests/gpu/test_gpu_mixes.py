@@ -38,12 +38,11 @@ from test_gpu_replay import (
     run_modes,
     warm_up,
 )
+from test_launches import CAPACITY
 
 import fused_copy
 
 INT = torch.int32
-LIMIT, HEADER, DENSE = 32_752, 16, 32  # bytes of a launch's parameters, see tests/test_launches.py
-CAPACITY = (LIMIT - HEADER) // DENSE
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 every_dtype = pytest.mark.parametrize("dtype", [d for d in BYTE_DTYPES if d != torch.float8_e8m0fnu], ids=dtype_name)

@@ -1,0 +1,68 @@
+"""torch.compile's own CUDA graphs with the op in them."""
+
+import pytest
+import torch
+from cases import after_step, decode_buffers, decode_step
+from torch._dynamo.utils import counters
+
+import fused_copy
+
+pytestmark = pytest.mark.capture
+
+
+class Decode(torch.nn.Module):
+    """Static buffers that are the module's own, so that torch's CUDA graphs may write them in place."""
+
+    def __init__(self, bs, width):
+        super().__init__()
+        for name, buffer in decode_buffers(bs, width, "cuda").items():
+            self.register_buffer(name, buffer)
+
+    def forward(self, *step):
+        buffers = dict(self.named_buffers())
+        fused_copy.replay(list(buffers.values()), list(step))
+        return self.page_table.sum(dim=1) + self.seq_lens
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch.compiler.reset()
+    counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@torch.inference_mode()
+def test_reduce_overhead_puts_it_into_torchs_cuda_graph():
+    decode = Decode(8, 64)
+    compiled = torch.compile(decode, fullgraph=True, mode="reduce-overhead")
+    for seed in range(6):  # warm-up, recording, replays
+        step = decode_step(5, 33, "cuda", seed=seed)
+        expected = after_step(dict(decode.named_buffers()), step)
+        torch.compiler.cudagraph_mark_step_begin()
+        result = compiled(*step.values())
+        assert all(torch.equal(buffer, expected[name]) for name, buffer in decode.named_buffers())
+        assert torch.equal(result, expected["page_table"].sum(dim=1) + expected["seq_lens"])
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+@torch.inference_mode()
+def test_compiled_with_new_batch_sizes():
+    decode = Decode(16, 64)
+    compiled = torch.compile(decode, fullgraph=True, dynamic=True)
+    for seed, (bs, width) in enumerate([(3, 17), (16, 64), (5, 9), (2, 33)]):
+        step = decode_step(bs, width, "cuda", seed=seed)
+        expected = after_step(dict(decode.named_buffers()), step)
+        compiled(*step.values())
+        assert all(torch.equal(buffer, expected[name]) for name, buffer in decode.named_buffers())
+
+
+def test_pinned_source_in_a_compiled_call():
+    """The fake lets a host source pass; the op then finds it pinned, or refuses it."""
+    buffer = torch.zeros(6, dtype=torch.int32, device="cuda")
+    compiled = torch.compile(lambda d, s: fused_copy.replay([d], [s], [-1]), fullgraph=True, backend="aot_eager")
+    compiled(buffer, torch.tensor([7, 8], dtype=torch.int32).pin_memory())
+    assert buffer.tolist() == [7, 8, -1, -1, -1, -1]
+    with pytest.raises(RuntimeError):
+        compiled(buffer, torch.tensor([1, 2], dtype=torch.int32))
+    assert buffer.tolist() == [7, 8, -1, -1, -1, -1]

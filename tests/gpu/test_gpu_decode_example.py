@@ -1,0 +1,20 @@
+"""The decode example on a GPU: five ways, one graph for each batch size, thousands of replays, the same tokens."""
+
+import pytest
+from decode_example import NAMES, decode, forgetting, run
+
+pytestmark = pytest.mark.capture
+
+
+def test_five_ways_decode_the_same_over_thousands_of_replays():
+    results = run(list(decode.WAYS), steps=1000, device="cuda")
+    assert results["steps"] * len(results["rows"]) == 5000 and results["requests"] > 50
+    launches = {row["way"]: row["launches"] for row in results["rows"]}
+    assert launches == {"copy_": 6, "foreach": launches["foreach"], "op": 1, "plan": 1, "update": 0}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tensor_that_is_not_filled_shows_as_a_wrong_token(name, monkeypatch):
+    monkeypatch.setitem(decode.WAYS, "forgetting", forgetting(name))
+    with pytest.raises(decode.WrongToken, match="forgetting decoded"):
+        run(["copy_", "forgetting"], steps=60, device="cuda")

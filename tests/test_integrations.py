@@ -1,0 +1,281 @@
+"""The patches of docs/integrations.
+
+What a patch removes and what it adds run here side by side, on stand-ins for what surrounds them. With the engines'
+sources at hand, as folders of ``$FUSED_COPY_ENGINES`` named like the patches, ``tools/check_integrations.py`` applies
+them and runs mini-sglang's own graph runner.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from itertools import groupby, islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fused_copy
+from fused_copy.decode import DecodeLoop, capture_buffers, copy_each
+
+ROOT = Path(__file__).parent.parent
+PATCHES = {path.stem: path for path in sorted((ROOT / "docs" / "integrations").glob("*.patch"))}
+ENGINES = os.environ.get("FUSED_COPY_ENGINES")
+
+
+def blocks(patch: str, file: str, sign: str) -> list[str]:
+    """The runs of lines that the patch adds to the file (``+``) or removes from it (``-``), as code."""
+    _, _, rest = PATCHES[patch].read_text().partition(f"+++ b/{file}\n")
+    assert rest, f"{patch} does not change {file}"
+    lines = rest.partition("\ndiff --git ")[0].splitlines()
+    runs = groupby(lines, key=lambda line: line[:1])
+    return [textwrap.dedent("\n".join(line[1:] for line in run)) for kind, run in runs if kind == sign]
+
+
+def block(patch: str, file: str, sign: str, containing: str) -> str:
+    (found,) = [code for code in blocks(patch, file, sign) if containing in code]
+    return found
+
+
+def functions(patch: str, file: str) -> dict:
+    """The functions that the patch adds to the file."""
+    namespace = {"SimpleNamespace": SimpleNamespace}
+    for code in blocks(patch, file, "+"):
+        if code.lstrip().startswith("def "):
+            exec("from __future__ import annotations\n" + code, namespace)
+    return namespace
+
+
+def test_every_engine_has_its_patch_and_its_page():
+    pages = {page.stem for page in (ROOT / "docs" / "integrations").glob("*.md")} - {"index"}
+    assert pages == set(PATCHES) == {"mini-sglang", "sglang", "vllm", "nano-vllm", "torch"}
+
+
+@pytest.mark.parametrize("patch", PATCHES)
+def test_it_is_a_patch(patch):
+    counted = subprocess.run(["git", "apply", "--numstat", PATCHES[patch]], capture_output=True, text=True, check=True)
+    for line in counted.stdout.splitlines():
+        added, _, file = line.split("\t")
+        assert int(added) > 0 and file.endswith(".py")
+
+
+# --- mini-sglang --------------------------------------------------------------------------------------------------
+
+BACK_ENDS = {"fa": "FAMetadata", "trtllm": "TRTLLMMetadata"}
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_minisgl_fills_what_six_copies_fill(back_end):
+    loop = DecodeLoop(max_bs=8, max_seq_len=64, prompt_len=(2, 40), new_tokens=(2, 20))
+    expected, filled = (capture_buffers(loop.max_bs, loop.max_seq_len) for _ in range(2))
+    added = functions("mini-sglang", f"python/minisgl/attention/{back_end}.py")
+    added[BACK_ENDS[back_end]] = SimpleNamespace
+    attention = SimpleNamespace(capture=SimpleNamespace(**filled), capture_bs=loop.capture_sizes)
+    attention.replay_buffers = lambda: added["replay_buffers"](attention)
+    runner = SimpleNamespace(buffer=SimpleNamespace(**filled), attn_backend=attention)
+    plan = functions("mini-sglang", "python/minisgl/engine/graph.py")["_plan_fused_copy"](runner)
+
+    for step in islice(loop, 50):
+        copy_each(expected, step.sources)
+        batch = SimpleNamespace(padded_size=step.bs, **step.sources)
+        names = {"cu_seqlens_k": "cu_seqlens_k", "cache_seqlens": "seq_lens", "page_table": "page_table"}
+        batch.attn_metadata = SimpleNamespace(**{ours: step.sources[name] for ours, name in names.items()})
+        plan.replay(batch.input_ids, batch.out_loc, batch.positions, *added["replay_sources"](attention, batch))
+        assert all(torch.equal(filled[name], expected[name]) for name in expected)
+
+
+def test_minisgl_back_ends_that_say_nothing_prepare_as_before():
+    added = functions("mini-sglang", "python/minisgl/attention/base.py")
+    prepared = []
+    # The class's own methods come first in the patch, the hybrid's overrides after them.
+    first, hybrid = (code for code in blocks("mini-sglang", "python/minisgl/attention/base.py", "+") if "def " in code)
+    base: dict = {}
+    exec("from __future__ import annotations\n" + first, base)
+    back_end = SimpleNamespace(prepare_for_replay=prepared.append)
+    assert base["replay_buffers"](back_end) == {}
+    assert base["replay_sources"](back_end, "batch") == () and prepared == ["batch"]
+    assert "self.decode_backend" in hybrid and added["replay_sources"] is not base["replay_sources"]
+
+
+def test_minisgl_flag_is_off_by_default():
+    (line,) = blocks("mini-sglang", "python/minisgl/env.py", "+")
+    assert line == "USE_FUSED_COPY = EnvBool(False)"  # MINISGL_ comes before every name there
+
+
+# --- SGLang -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", ["FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE"])
+def test_sglang_resets_with_the_copy_what_it_copies_and_resets(policy):
+    added = functions("sglang", "python/sglang/srt/model_executor/cuda_graph_buffer_registry.py")
+    names = ("FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE")
+    added["PaddingPolicy"], added["torch"] = SimpleNamespace(**{name: name for name in names}), torch
+    batch = SimpleNamespace(seq_lens=torch.zeros(3), without=None)
+
+    def is_filled(**changed):
+        slot = {"buffer": SimpleNamespace(is_cuda=True), "copy_from_fb": True, "source_fn": None, "name": "seq_lens"}
+        return added["fills_tail_with_copy"](SimpleNamespace(padding_policy=policy, **slot | changed), batch)
+
+    assert is_filled() == (policy in ("FILL_SENTINEL", "ZERO"))
+    for leaves_it_to_the_reset in (
+        {"buffer": SimpleNamespace(is_cuda=False)},
+        {"copy_from_fb": False},
+        {"source_fn": print},
+        {"name": "without"},
+        {"name": "absent"},
+    ):
+        assert not is_filled(**leaves_it_to_the_reset)
+
+
+# --- nano-vllm, vLLM, torch: what is removed against what is added ------------------------------------------------
+
+
+def test_nano_vllm_fills_the_same():
+    file = "nanovllm/engine/model_runner.py"
+    removed = block("nano-vllm", file, "-", 'graph_vars["input_ids"]')
+    plan, added = block("nano-vllm", file, "+", "fused_copy.Plan("), block("nano-vllm", file, "+", "copy_plan.replay(")
+
+    def buffers():
+        names = {"input_ids": torch.int64, "positions": torch.int64, "slot_mapping": torch.int32}
+        made = {name: torch.full((8,), 99, dtype=dtype) for name, dtype in names.items()}
+        made["context_lens"] = torch.full((8,), 99, dtype=torch.int32)
+        made["block_tables"] = torch.full((8, 6), 99, dtype=torch.int32)
+        return made | {"outputs": torch.zeros(8, 4)}
+
+    def run(code, runner, **names):
+        code = code.replace("return ", "result = ")
+        exec(code, {"self": runner, "graph": SimpleNamespace(replay=lambda: None), "fused_copy": fused_copy} | names)
+
+    model = SimpleNamespace(compute_logits=lambda hidden: hidden)
+    classic = SimpleNamespace(graph_vars=buffers(), model=model)
+    fused = SimpleNamespace(graph_vars=buffers(), model=model)
+    run(plan, fused)
+    for bs, blocks_used in [(8, 6), (3, 2), (1, 1), (5, 6), (2, 3)]:
+        names = {
+            "bs": bs,
+            "input_ids": torch.randint(1000, (bs,)),
+            "positions": torch.randint(1000, (bs,)),
+            "context": SimpleNamespace(
+                slot_mapping=torch.randint(1000, (bs,), dtype=torch.int32),
+                context_lens=torch.randint(1000, (bs,), dtype=torch.int32),
+                block_tables=torch.randint(1000, (bs, blocks_used), dtype=torch.int32),
+            ),
+        }
+        run(removed, classic, **names)
+        run(added, fused, **names)
+        for name, buffer in classic.graph_vars.items():
+            assert torch.equal(fused.graph_vars[name], buffer), name
+
+
+class Buffer:
+    """vLLM's CpuGpuBuffer on a machine without a GPU."""
+
+    def __init__(self, *size):
+        self.cpu = torch.randint(1000, size, dtype=torch.int32)
+        self.gpu = torch.zeros_like(self.cpu)
+
+    def copy_to_gpu(self, n):
+        self.gpu[:n].copy_(self.cpu[:n])
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_vllm_copies_the_same(enabled):
+    added = functions("vllm", "vllm/v1/utils.py")
+    added |= {"envs": SimpleNamespace(VLLM_USE_FUSED_COPY=enabled), "PIN_MEMORY": True}
+    removed = block("vllm", "vllm/v1/worker/block_table.py", "-", "commit_block_table")
+    committed = block("vllm", "vllm/v1/worker/block_table.py", "+", "copy_to_gpu_together(*")
+    tables = [Buffer(6, 9), Buffer(6, 4), Buffer(6, 1)]
+    for rows in (2, 6, 1):
+        for table in tables:
+            table.cpu.add_(1)
+        exec(
+            committed,
+            added
+            | {
+                "self": SimpleNamespace(block_tables=[SimpleNamespace(block_table=t) for t in tables]),
+                "num_reqs": rows,
+            },
+        )
+        filled = [table.gpu.clone() for table in tables]
+        owners = [SimpleNamespace(commit_block_table=table.copy_to_gpu) for table in tables]
+        exec(removed, {"self": SimpleNamespace(block_tables=owners), "num_reqs": rows})
+        assert all(torch.equal(table.gpu, before) for table, before in zip(tables, filled, strict=True))
+
+
+def test_torch_graphed_callables_copy_the_same():
+    file = "torch/cuda/graphs.py"
+    static = [torch.zeros(3, 4), torch.zeros(5, dtype=torch.int64), torch.zeros(2)]
+    inputs = (torch.rand(3, 4), static[1], torch.rand(2))  # the second is in its place already; the third a parameter
+    filled = {}
+    for sign in "-+":
+        surface = tuple(s if s is static[1] else s.clone() for s in static)
+        names = {"static_input_surface": surface, "inputs": inputs, "len_user_args": 2, "fused_copy": fused_copy}
+        exec(block("torch", file, sign, "static_input_surface"), names)
+        filled[sign] = surface
+    assert all(map(torch.equal, filled["-"], filled["+"]))
+    assert torch.equal(filled["+"][0], inputs[0]) and not filled["+"][2].any()
+
+    grads = (torch.rand(3), None, torch.rand(2, 2))
+    for sign in "-+":
+        into = (torch.zeros(3), None, torch.zeros(2, 2))
+        exec(
+            block("torch", file, sign, "static_grad_outputs"),
+            {
+                "static_grad_outputs": into,
+                "grads": grads,
+                "fused_copy": fused_copy,
+                "bwd_graph": SimpleNamespace(replay=lambda: None),
+            },
+        )
+        assert torch.equal(into[0], grads[0]) and torch.equal(into[2], grads[2])
+
+
+# --- against the engines' own sources -----------------------------------------------------------------------------
+
+
+def run_check(name, source, *flags):
+    command = [sys.executable, ROOT / "tools" / "check_integrations.py", f"{name}={source}", *flags]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the patch is for torch 2.13")
+def test_torch_patch_applies_to_this_torch():
+    checked = run_check("torch", Path(torch.__file__).parents[1])
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("name", sorted(set(PATCHES) - {"torch"}))
+def test_patch_against_its_engine(name):
+    if ENGINES is None or not Path(ENGINES, name).is_dir():
+        pytest.skip(f"needs the engine's source as $FUSED_COPY_ENGINES/{name}")
+    checked = run_check(name, Path(ENGINES, name), "--steps", "100")
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_patch_that_does_not_fit_is_found(tmp_path):
+    (tmp_path / "torch/cuda").mkdir(parents=True)
+    (tmp_path / "torch/cuda/graphs.py").write_text("another = 1\n")
+    checked = run_check("torch", tmp_path)
+    assert checked.returncode == 1 and "torch.patch does not apply" in checked.stderr
+
+
+def test_minisgl_check_finds_a_wrong_fill(tmp_path, monkeypatch):
+    """The comparison would notice two sources in each other's place."""
+    if ENGINES is None or not Path(ENGINES, "mini-sglang").is_dir():
+        pytest.skip("needs the engine's source as $FUSED_COPY_ENGINES/mini-sglang")
+    spec = importlib.util.spec_from_file_location("check_integrations", ROOT / "tools" / "check_integrations.py")
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    wrong, swapped = re.subn(
+        r"batch\.out_loc, batch\.positions, \*", "batch.positions, batch.out_loc, *", PATCHES["mini-sglang"].read_text()
+    )
+    assert swapped == 1
+    (tmp_path / "mini-sglang.patch").write_text(wrong)
+    monkeypatch.setitem(check.PATCHES, "mini-sglang", tmp_path / "mini-sglang.patch")
+    with pytest.raises(check.Mismatch, match="step 0 filled other bytes"):
+        check.check("mini-sglang", Path(ENGINES, "mini-sglang"), steps=5)

@@ -1,0 +1,69 @@
+"""Writes the decode example's table into README.md, from the newest file that ``examples/decode.py --json`` wrote.
+
+Without such a file in benchmarks/results there is no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from readme_table import ROOT, with_table
+
+BEGIN, END = "<!-- decode:begin -->", "<!-- decode:end -->"
+LABELS = {
+    "copy_": "six slices + `copy_`",
+    "foreach": "`torch._foreach_copy_`",
+    "op": "`torch.ops.fused_copy.replay`",
+    "plan": "`plan.replay`",
+    "update": "`copy.update`",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(description="Write the decode example's table into the README.")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="the folder")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is another")
+    args = parser.parse_args(argv)
+    old = args.readme.read_text()
+    runs = {path: json.loads(path.read_text()) for path in args.results.glob("decode-*.json")}
+    newest = max(runs, key=lambda path: runs[path]["machine"]["date"], default=None)
+    text = "" if newest is None else table(runs[newest], os.path.relpath(newest, args.readme.parent))
+    new = with_table(old, text, BEGIN, END)
+    if args.check and new != old:
+        print(f"{args.readme} is not what {newest} says: run python tools/decode_table.py", file=sys.stderr)
+        return 1
+    if new != old:
+        args.readme.write_text(new)
+    return 0
+
+
+def table(results: dict[str, Any], file: str) -> str:
+    """The table in Markdown, with a caption; ``file`` is where the README finds the results."""
+    machine, loop, rows = results["machine"], results["loop"], results["rows"]
+    if machine["gpu"] is None:
+        raise ValueError(f"{file} was not measured on a GPU")
+    lines = ["| fill | launches | host us of the fill | ms per step | the fill's share |", "|---|---:|---:|---:|---:|"]
+    for row in rows:
+        fill, step = f"{row['fill']['median']:.1f}", f"{row['step']['median'] / 1e3:.3f}"
+        lines.append(f"| {LABELS[row['way']]} | {row['launches']} | {fill} | {step} | {row['share']:.1%} |")
+    model = results["model"]
+    caption = (
+        f"[`examples/decode.py`](examples/decode.py): {results['steps']} steps with each fill, {results['requests']} "
+        f"requests, up to {loop['max_bs']} at a time, {model['layers']} layers of {model['hidden']}; all "
+        f"{results['tokens']} tokens the same in every row. Medians; a step lasts from the fill to the tokens on the "
+        f"host. {machine['gpu']}, torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}, "
+        f"[`{Path(file).name}`]({Path(file).as_posix()})."
+    )
+    return "\n".join([*lines, "", caption])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
