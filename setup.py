@@ -10,7 +10,7 @@ from torch.utils import cpp_extension
 # Machine code for every GPU generation that CUDA 12.9 and 13 both know, and PTX for those to come.
 GPU_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem != "no_gpu")
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", f"-ffile-prefix-map={Path.cwd()}=."]
 
 
 def find_cuda_home() -> str | None:

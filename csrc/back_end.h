@@ -19,8 +19,12 @@ void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index);
 // Launches a kernel that does nothing, for benchmarks to compare with.
 void launch_nothing(int device_index);
 
-// Whether the build had nvcc.
-extern const bool kHasGpuCode;
+// What nvcc built: nothing where there was none.
+struct GpuBuild {
+  int cuda_version;                    // as CUDART_VERSION
+  std::span<const int> architectures;  // of machine code; the last one also has PTX
+};
+extern const GpuBuild kGpuBuild;
 
 // torch's current stream of a CUDA device, a cudaStream_t.
 void* current_stream(int device_index);

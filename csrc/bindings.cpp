@@ -99,6 +99,16 @@ py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle n
   return call.explain();
 }
 
+// What the binary was built with and for; None where that is the CPU alone.
+py::object build_info() {
+  const auto& [cuda_version, architectures] = kGpuBuild;
+  if (architectures.empty()) return py::none();
+  py::tuple machine_code(architectures.size());
+  for (size_t i = 0; i < architectures.size(); ++i) machine_code[i] = architectures[i] / 10;
+  return py::dict(py::arg("cuda") = cuda_version, py::arg("machine_code") = machine_code,
+                  py::arg("ptx") = py::make_tuple(architectures.back() / 10));
+}
+
 // None where the destinations are for the dispatcher.
 std::shared_ptr<BoundPlan> bind_plan(py::tuple dst, py::handle fill, py::object names, py::object elsewhere) {
   try {
@@ -116,7 +126,8 @@ namespace py = pybind11;
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   using namespace fused_copy;
   look_up_torch();
-  module.attr("has_gpu_code") = kHasGpuCode;
+  module.attr("has_gpu_code") = !kGpuBuild.architectures.empty();
+  module.attr("build_info") = build_info();
   module.attr("registers_op") = registers_op();
   module.def("replay", &replay, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));

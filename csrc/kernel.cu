@@ -352,9 +352,11 @@ class DeviceGuard {
   int previous_;
 };
 
+constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // 750 for compute capability 7.5
+
 }  // namespace
 
-extern const bool kHasGpuCode = true;
+extern const GpuBuild kGpuBuild = {CUDART_VERSION, kArchitectures};
 
 void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index) {
   const auto stream = static_cast<cudaStream_t>(current_stream(device_index));

@@ -1,8 +1,10 @@
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 has_gpu_code: bool
+build_info: dict[str, Any] | None
 registers_op: bool
 
 def replay(

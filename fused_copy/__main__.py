@@ -44,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the measured commit, for the results file (default: $FUSED_COPY_COMMIT)",
     )
     bench.set_defaults(run=_bench)
+    env = commands.add_parser(
+        "env",
+        help="say what is installed here, for a bug report, and what is wrong with it",
+        description="Print versions, GPUs, driver and what the installed binary supports; exit 1 if they do not fit.",
+    )
+    env.set_defaults(run=_env)
     args = parser.parse_args(argv)
     if args.version:
         print(f"fused-copy {importlib.metadata.version('fused-copy')}")
@@ -88,6 +94,12 @@ def _bench(args: argparse.Namespace) -> int:
 
     sections = args.section.split(",") if args.section else None
     return runner.run(sections=sections, quick=args.quick, json=args.json, plot=args.plot, commit=args.commit)
+
+
+def _env(args: argparse.Namespace) -> int:
+    from fused_copy import environment
+
+    return environment.run()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Loads the binary, which registers ``torch.ops.fused_copy.replay``."""
 
-import torch  # noqa: F401  (the binary resolves torch's symbols when it is loaded)
+import torch  # the binary resolves its symbols when it is loaded
 
 try:
     from fused_copy import _C
 except ImportError as error:
     raise ImportError(
-        f"fused_copy: the compiled module is missing or does not load ({error}). Install the package (pip install "
+        f"fused_copy: the compiled module is missing or does not load beside torch {torch.__version__} ({error}). Install the package (pip install "
         "fused-copy, or pip install . in a clone) and import it from outside the clone, whose own fused_copy folder "
         "has no binary."
     ) from error

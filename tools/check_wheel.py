@@ -1,6 +1,6 @@
-"""Checks that a wheel is the one that the project promises: for every torch from 2.10 up and every CUDA 12 and 13.
+"""Checks that a wheel is the one that the project promises: for every torch from 2.9 up and every CUDA 12 and 13.
 
-usage: python tools/check_wheel.py [--cpu-only] WHEEL
+usage: python tools/check_wheel.py [--cpu-only] [--platform TAG] WHEEL
 
 Needs readelf and nm. Prints one line for each broken promise and exits with 1, or what the wheel holds.
 """
@@ -10,6 +10,7 @@ import base64
 import email
 import hashlib
 import re
+import runpy
 import struct
 import subprocess
 import sys
@@ -19,25 +20,36 @@ from fnmatch import fnmatch
 from pathlib import Path
 from zipfile import ZipFile
 
-PACKAGE = Path(__file__).parents[1] / "fused_copy"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fused_copy"
 MAX_BYTES = 2_000_000
 MACHINE_CODE = [75, 80, 86, 89, 90, 100, 120]
 PTX = [120]
 LIBRARIES = re.compile(r"libtorch_cpu\.so|(libstdc\+\+|libgcc_s|libc|libm|libdl|librt|libpthread|ld-linux-.*)\.so\.\d")
 # Python's C API, torch's C shim under its stable ABI, and the runtimes of C and C++; nothing of torch's C++ namespaces.
 SYMBOLS = re.compile(r"(?!.*N(2at|3c10|5torch))(_?Py|aoti_torch_|torch_|_ZNK?St|_ITM_|__gmon_|.*@(GLIBC|CXXABI|GCC))")
+MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}
+NAME = re.compile(r"fused_copy-(?P<version>[^-]+)-(?P<python>cp3\d+)-(?P<abi>cp3\d+t?)-(?P<platform>[^-]+)\.whl")
 
 
-def problems(wheel: Path, cpu_only: bool) -> Iterator[str]:
+def problems(wheel: Path, cpu_only: bool, platform: str | None) -> Iterator[str]:
     """What is wrong with the wheel, one line each."""
+    name = NAME.fullmatch(wheel.name)
+    if name is None:
+        yield "not named fused_copy-VERSION-PYTHON-ABI-PLATFORM.whl"
+        return
+    if platform not in (None, name["platform"]):
+        yield f"is for {name['platform']}: expected {platform}"
     if wheel.stat().st_size > MAX_BYTES:
         yield f"{wheel.stat().st_size:,} bytes: at most {MAX_BYTES:,}"
     with ZipFile(wheel) as archive:
         files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     yield from file_problems(files)
-    for name, content in files.items():
-        if name.endswith(".so"):
+    yield from name_problems(name, files)
+    for file, content in files.items():
+        if file.endswith(".so"):
             yield from binary_problems(content, cpu_only)
+            yield from platform_problems(content, name["platform"])
 
 
 def file_problems(files: dict[str, bytes]) -> Iterator[str]:
@@ -63,9 +75,51 @@ def file_problems(files: dict[str, bytes]) -> Iterator[str]:
         if recorded.get(name) != f"{name},sha256={digest},{len(content)}":
             yield f"RECORD does not describe {name}: {recorded.get(name)}"
 
-    required = email.message_from_bytes(files[f"{info}/METADATA"]).get_all("Requires-Dist", [])
-    if (unconditional := [line for line in required if ";" not in line]) != ["torch>=2.10"]:
-        yield f"requires {unconditional}: expected torch>=2.10 alone"
+    metadata = email.message_from_bytes(files[f"{info}/METADATA"])
+    required = [line for line in metadata.get_all("Requires-Dist", []) if ";" not in line]
+    for what, found, wanted in (
+        ("requires", required, ["torch>=2.9"]),
+        ("requires Python", metadata["Requires-Python"], ">=3.10"),
+        ("has the licence", metadata["License-Expression"], "Apache-2.0"),
+        ("names the licence files", metadata.get_all("License-File"), ["LICENSE"]),
+        ("is of version", metadata["Version"], runpy.run_path(str(PACKAGE / "_version.py"))["__version__"]),
+    ):
+        if found != wanted:
+            yield f"{what} {found}: expected {wanted}"
+    if files.get(f"{info}/licenses/LICENSE") != (ROOT / "LICENSE").read_bytes():
+        yield "its LICENSE is not the project's"
+
+
+def name_problems(name: re.Match[str], files: dict[str, bytes]) -> Iterator[str]:
+    """Where the file's name, what WHEEL says and what Python looks for do not agree; free-threaded names end in t."""
+    if name["abi"].rstrip("t") != name["python"]:
+        yield f"is for {name['python']} with ABI {name['abi']}"
+    wheel = next(email.message_from_bytes(content) for file, content in files.items() if file.endswith("/WHEEL"))
+    expected = sorted(f"{name['python']}-{name['abi']}-{tag}" for tag in name["platform"].split("."))
+    if (tags := sorted(wheel.get_all("Tag", []))) != expected:
+        yield f"WHEEL has the tags {tags}: expected {expected}"
+    binary = f"fused_copy/_C.cpython-{name['abi'][2:]}-{machine_of(name['platform'])}-linux-gnu.so"
+    if binary not in files:
+        yield f"lacks {binary}"
+
+
+def machine_of(platform: str) -> str:
+    return next((machine for machine in MACHINES if platform.endswith(f"_{machine}")), "unknown")
+
+
+def platform_problems(binary: bytes, platform: str) -> Iterator[str]:
+    """What the binary needs that the platform does not promise: another processor, or a newer glibc."""
+    header = inspect(binary, "readelf", "--file-header", "--wide")
+    if (expected := MACHINES.get(machine_of(platform))) is None or f"Machine: {expected}" not in " ".join(
+        header.split()
+    ):
+        yield f"is for {platform}, but its binary is of another machine: {header}"
+    symbols = inspect(binary, "nm", "--dynamic", "--undefined-only")
+    needed = max(tuple(map(int, version)) for version in re.findall(r"@GLIBC_(\d+)\.(\d+)", symbols))
+    for tag in platform.split("."):
+        match = re.fullmatch(r"manylinux_(\d+)_(\d+)_.*", tag)
+        if match and needed > (promised := (int(match[1]), int(match[2]))):
+            yield "is for {}, so for glibc {}.{}, but its binary needs {}.{}".format(tag, *promised, *needed)
 
 
 def binary_problems(binary: bytes, cpu_only: bool) -> Iterator[str]:
@@ -113,9 +167,12 @@ def inspect(binary: bytes, *command: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cpu-only", action="store_true", help="expect no GPU code")
+    parser.add_argument(
+        "--platform", metavar="TAG", help="expect a wheel for this platform, such as manylinux_2_28_x86_64"
+    )
     parser.add_argument("wheel", type=Path)
     args = parser.parse_args()
-    found = list(problems(args.wheel, args.cpu_only))
+    found = list(problems(args.wheel, args.cpu_only, args.platform))
     for problem in found:
         print(f"{args.wheel.name}: {problem}", file=sys.stderr)
     if not found:
