@@ -6,9 +6,9 @@ try:
     from fused_copy import _C
 except ImportError as error:
     raise ImportError(
-        f"fused_copy: the compiled module is missing or does not load beside torch {torch.__version__} ({error}). Install the package (pip install "
-        "fused-copy, or pip install . in a clone) and import it from outside the clone, whose own fused_copy folder "
-        "has no binary."
+        "fused_copy: the compiled module is missing or does not load beside torch "
+        f"{torch.__version__} ({error}). Install the package (pip install fused-copy, or pip install . in a clone) and "
+        "import it from outside the clone, whose own fused_copy folder has no binary."
     ) from error
 
 __all__ = ["_C"]
