@@ -5,7 +5,8 @@ import re
 
 def on_page_markdown(markdown: str, **_: object) -> str:
     # Links to the repository's files lead nowhere on the site.
-    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?:(?:benchmarks|examples|tests|tools)/[^)]*|SECURITY\.md)\)", r"\1", markdown)
+    outside = r"(?:(?:benchmarks|examples|tests|tools)/[^)]*|SECURITY\.md)"
+    return re.sub(rf"\[([^\]]+)\]\((?:\.\./)+{outside}\)", r"\1", markdown)
 
 
 def on_page_content(html: str, **_: object) -> str:

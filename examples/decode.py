@@ -256,8 +256,8 @@ class WrongToken(Exception):
 def run(names: Sequence[str], steps: int, loop: DecodeLoop, config: Config, seed: int = 0) -> dict[str, object]:
     """Takes the steps with every way. What ``--json`` writes, less the machine. Raises :class:`WrongToken`."""
     torch.manual_seed(seed)
-    # In float32: in bfloat16 the two largest logits are so often nearly equal that rounding, which differs from one graph
-    # to another, would decide a token now and then.
+    # In float32: in bfloat16 the two largest logits are often so nearly equal that rounding, which differs from one
+    # graph to another, would decide a token now and then.
     model = Llama(config).to(loop.device)
     ways = [Way(name, model, loop) for name in names]
     prompts = torch.Generator().manual_seed(seed)
