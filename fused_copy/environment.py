@@ -120,10 +120,15 @@ def installed_binary() -> Binary:
     return Binary(True, _version_of(info["cuda"]), tuple(info["machine_code"]), tuple(info["ptx"]))
 
 
+def release_of(module_version: str) -> str | None:
+    """The driver's release in what its kernel module says of itself, the open one or the other."""
+    match = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", module_version)
+    return match and match[1]
+
+
 def installed_driver() -> Driver:
     module = Path("/proc/driver/nvidia/version")
-    match = re.search(r"Kernel Module\D*([\d.]+)", module.read_text()) if module.exists() else None
-    release = match and match[1]
+    release = release_of(module.read_text()) if module.exists() else None
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:

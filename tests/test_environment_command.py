@@ -119,6 +119,18 @@ def test_what_the_binary_tells(monkeypatch):
     assert environment.installed_binary() == Binary(False)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Sep  2 10:00:00 UTC 2026",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (root@host)",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.159.04  Release Build  (root@host)",
+    ],
+)
+def test_the_driver_s_release(text):
+    assert environment.release_of(text) == "580.159.04"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_driver_tells_what_torch_tells():
     driver = environment.installed_driver()
