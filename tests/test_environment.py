@@ -38,9 +38,13 @@ WITHOUT_A_GPU = """
     plan = fused_copy.Plan([dst])
     plan.replay(torch.full((2,), 2.0))
     assert dst.tolist() == [2, 2, 1, 0]
-    if torch.version.cuda:
+    try:
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+    except RuntimeError:  # a torch without CUDA, or one that asks for a driver here already, as 2.15 does
+        pass
+    else:
         try:
-            plan.capture(torch.cuda.CUDAGraph(keep_graph=True), torch.ones(2))
+            plan.capture(graph, torch.ones(2))
         except RuntimeError as error:
             assert "destinations on a GPU: these are on cpu" in str(error), error
         else:
