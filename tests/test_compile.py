@@ -236,9 +236,11 @@ def test_inside_a_compiled_decode_step():
     loop = small_loop()
     eager, compiled = decode.Way("copy_", model, loop), decode.Way("copy_", model, loop)
 
+    rows = {name: loop.max_bs + (name == "cu_seqlens_k") for name in compiled.buffers}
+
     def step(buffers, sources):
         fused_copy.replay(buffers, sources)
-        return model({name: b[: loop.max_bs + (name == "cu_seqlens_k")] for name, b in buffers.items()}, compiled.cache)
+        return model({name: b[: rows[name]] for name, b in buffers.items()}, compiled.cache)
 
     compiled_step = torch.compile(step, fullgraph=True, dynamic=True)
     # A batch of one would be compiled for itself.
