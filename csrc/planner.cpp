@@ -15,6 +15,7 @@ constexpr int64_t kTooManyBytes = INT64_MAX;
 constexpr int kMaxRank = 64;          // torch's own limit for most operators
 constexpr size_t kMaxDimensions = 4;  // after merging
 constexpr int kMaxUnitLog2 = 4;       // 16 bytes: the widest access of a GPU up to sm_90
+constexpr int64_t kMaxPlainRows = std::numeric_limits<int32_t>::max();  // walk_plain_lane() counts them in 32 bits
 constexpr __int128 kTooManyTiles = __int128{1} << 31;
 
 // A warp takes as little as one access of its lanes while that spreads the work over the GPU, and as much as eight once
@@ -679,9 +680,8 @@ void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int u
     for (const Extent& outer : extents.subspan(1)) units *= outer.size;
     const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << width &&
                               (operation != Operation::Copy || extents[0].src_stride == 1 << width);
-    if (planned.kind == LaunchKind::Plain && !(side_by_side && planned.rank == kInnerExtents)) {
-      planned.kind = LaunchKind::General;
-    }
+    const bool plain = side_by_side && planned.rank == kInnerExtents && extents[1].size <= kMaxPlainRows;
+    if (planned.kind == LaunchKind::Plain && !plain) planned.kind = LaunchKind::General;
   }
   bytes_ += units << unit_log2;
 }

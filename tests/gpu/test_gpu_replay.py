@@ -623,6 +623,18 @@ def test_more_than_4_gib_in_one_run(entry, big, lead):
     assert only(dst[lead + n :], POISON)
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 40 * GiB,
+    reason="needs a GPU of 40 GiB",
+)
+def test_more_rows_than_32_bits_count(entry, big):
+    rows = 2**32 + 5
+    dst, src = big(4 * rows).fill_(POISON).view(rows, 4), pattern(big(3 * rows)).view(rows, 3)
+    entry([dst[:, :3]], [src])
+    assert same(dst[:, :3], src)
+    assert same(dst[:, 3:], torch.full((1, 1), POISON, dtype=torch.uint8, device="cuda").expand(rows, 1))
+
+
 def test_rows_more_than_4_gib_apart(entry, big):
     """Little to copy, but far apart: the offsets, not the counts, need 64 bits."""
     pitch, width = 2 * GiB + 12345, 1001
