@@ -1,9 +1,22 @@
 """Copies a serving engine's per-step tensors into its CUDA graph's static buffers in one launch."""
 
+from typing import TYPE_CHECKING
+
 from fused_copy._version import __version__
 from fused_copy.backends import backend
-from fused_copy.explanation import Explanation, explain
 from fused_copy.ops import replay
 from fused_copy.plan import GraphCopy, Plan
 
+if TYPE_CHECKING:
+    from fused_copy.explanation import Explanation, explain
+
 __all__ = ["Explanation", "GraphCopy", "Plan", "__version__", "backend", "explain", "replay"]
+
+
+def __getattr__(name: str) -> object:
+    # An engine's start does without what people ask for at a prompt.
+    if name in ("Explanation", "explain"):
+        from fused_copy import explanation
+
+        return getattr(explanation, name)
+    raise AttributeError(f"module 'fused_copy' has no attribute {name!r}")
