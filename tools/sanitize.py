@@ -36,6 +36,8 @@ PARTS = 8
 LIMIT = 590  # seconds
 FAULT = 9  # compute-sanitizer's exit status where it found something
 
+# As python -P -m pytest, which Python 3.10 does not know.
+PYTEST = [sys.executable, "-c", "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"]
 LEFT_OUT = "not kernel and not launch and not thousand and not gib and not nothing_to_copy and not profiler"
 ALLOCATORS = {  # name: environment, tests
     "caching off": ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "not capture and not blocked"),
@@ -98,7 +100,7 @@ def main() -> int:
 def collect(allocator: str) -> list[str]:
     """The tests of an allocator, in the order in which pytest has them."""
     environment, marked = ALLOCATORS[allocator]
-    command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "-q", "-m", marked, "-k", LEFT_OUT, "gpu"]
+    command = [*PYTEST, "--collect-only", "-q", "-m", marked, "-k", LEFT_OUT, "gpu"]
     found = subprocess.run(
         command, cwd=TESTS, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
@@ -116,7 +118,7 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float) -
         return 0, False, f"{head}: no test"
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
     # No values in tracebacks: torch's printing of a misaligned tensor is itself an illegal access.
-    command = [*check, sys.executable, "-P", "-m", "pytest", "-q", "--tb=line", *tests]
+    command = [*check, *PYTEST, "-q", "--tb=line", *tests]
     environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1"}
     begin = time.monotonic()
     try:
