@@ -708,10 +708,6 @@ uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2) {
   return static_cast<uint64_t>(std::min(tiles, kTooManyTiles));
 }
 
-PlannedLaunch& LaunchPlanner::next_launch(size_t index) {
-  return index < launches_.size() ? launches_[index] : launches_.emplace_back();
-}
-
 std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
   const int spread_log2 = std::bit_width(bytes_ / kManyTiles) - 1;
   const int tile_bytes_log2 =
@@ -744,7 +740,8 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
     header.strided_at = static_cast<uint16_t>(strided_at);
     header.dense_base = static_cast<uint16_t>(strided_at + header.strided * (kStridedTaskWords - kTaskWords));
     for (header.search_step = 1; header.search_step * kSearchRadix < header.tasks;) header.search_step *= kSearchRadix;
-    PlannedLaunch& launch = next_launch(launches++);
+    if (launches_.size() == launches) launches_.emplace_back();
+    PlannedLaunch& launch = launches_[launches++];
     launch.used_words = words;
     write_launch(header, {tasks_.data() + begin, end - begin}, words - kExtentWords * outer_extents,
                  launch.params.words);

@@ -126,7 +126,6 @@ class LaunchPlanner {
   static void write_launch(const LaunchHeader& header, std::span<const PlannedTask> tasks, int outer_at,
                            uint64_t* words);
   static StridedTask strided_task(const PlannedTask& planned, int outer_at);
-  PlannedLaunch& next_launch(size_t index);
   std::span<const PlannedLaunch> lay_out(DeviceType device);
 
   std::vector<PlannedTask> tasks_;

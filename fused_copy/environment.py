@@ -114,9 +114,9 @@ def uncovered(capability: Version, binary: Binary, driver_cuda: Version) -> str 
 
 
 def installed_binary() -> Binary:
-    info = getattr(_library._C, "build_info", None)
-    if info is None or not _library._C.has_gpu_code:
-        return Binary(_library._C.has_gpu_code)
+    info = _library._C.build_info
+    if info is None:
+        return Binary(False)
     return Binary(True, _version_of(info["cuda"]), tuple(info["machine_code"]), tuple(info["ptx"]))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from readme_table import ROOT, with_table
+from readme_table import ROOT, settle, with_table
 
 BEGIN, END = "<!-- decode:begin -->", "<!-- decode:end -->"
 LABELS = {
@@ -32,17 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="the folder")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is another")
     args = parser.parse_args(argv)
-    old = args.readme.read_text()
     runs = {path: json.loads(path.read_text()) for path in args.results.glob("decode-*.json")}
     newest = max(runs, key=lambda path: runs[path]["machine"]["date"], default=None)
     text = "" if newest is None else table(runs[newest], os.path.relpath(newest, args.readme.parent))
-    new = with_table(old, text, BEGIN, END)
-    if args.check and new != old:
-        print(f"{args.readme} is not what {newest} says: run python tools/decode_table.py", file=sys.stderr)
-        return 1
-    if new != old:
-        args.readme.write_text(new)
-    return 0
+    new = with_table(args.readme.read_text(), text, BEGIN, END)
+    return settle(args.readme, new, newest, "decode_table", check=args.check)
 
 
 def table(results: dict[str, Any], file: str) -> str:

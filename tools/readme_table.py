@@ -55,18 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         path = args.results or newest(ROOT / "benchmarks" / "results")
-        old = args.readme.read_text()
         file = os.path.relpath(path, args.readme.parent)
-        new = with_table(old, "\n".join([table(json.loads(path.read_text()), file), *pictures(path, file)]))
+        new = with_table(
+            args.readme.read_text(), "\n".join([table(json.loads(path.read_text()), file), *pictures(path, file)])
+        )
     except (OSError, ValueError) as error:
         print(f"readme_table: {error}", file=sys.stderr)
         return 2
-    if new == old:
+    return settle(args.readme, new, path, "readme_table", check=args.check)
+
+
+def settle(page: Path, text: str, source: Path | None, tool: str, *, check: bool) -> int:
+    """Write the page, or, to check, say that its text is another than ``source`` gives; the exit status."""
+    if page.read_text() == text:
         return 0
-    if args.check:
-        print(f"{args.readme} is not what {path} says: run python tools/readme_table.py", file=sys.stderr)
+    if check:
+        print(f"{page} is not what {source} says: run python tools/{tool}.py", file=sys.stderr)
         return 1
-    args.readme.write_text(new)
+    page.write_text(text)
     return 0
 
 
@@ -79,12 +85,12 @@ def newest(folder: Path) -> Path:
     return max(dates, key=dates.__getitem__)
 
 
-def with_table(readme: str, table: str, begin: str = BEGIN, end: str = END) -> str:
-    """The README with ``table`` between its markers."""
-    before, begins, rest = readme.partition(begin)
+def with_table(page: str, table: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page with ``table`` between its markers."""
+    before, begins, rest = page.partition(begin)
     _, ends, after = rest.partition(end)
     if not (begins and ends):
-        raise ValueError(f"the README has no {begin} with {end} after it")
+        raise ValueError(f"the page has no {begin} with {end} after it")
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from readme_table import ROOT, settle, with_table
+
 RESULTS = ROOT / "benchmarks" / "results" / "reliability"
 BEGIN, END = "<!-- recorded:begin -->", "<!-- recorded:end -->"
 
@@ -25,24 +26,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page's table is another")
     args = parser.parse_args()
-    old = args.page.read_text()
-    new = with_table(old, table(sorted(args.results.glob("*.json"))))
-    if new == old:
-        return 0
-    if args.check:
-        print(f"{args.page} is not what {args.results} says: run python tools/reliability_table.py", file=sys.stderr)
-        return 1
-    args.page.write_text(new)
-    return 0
-
-
-def with_table(page: str, table: str) -> str:
-    """The page with ``table`` between its markers."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page has no {BEGIN} with {END} after it")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    new = with_table(args.page.read_text(), table(sorted(args.results.glob("*.json"))), BEGIN, END)
+    return settle(args.page, new, args.results, "reliability_table", check=args.check)
 
 
 def table(files: Iterable[Path]) -> str:
