@@ -286,6 +286,7 @@ def test_aot_inductor_package(tmp_path):
     )
     runs = """
         import sys, torch, fused_copy
+        import torch._inductor.codecache  # torch 2.10's loader forgets to
         step = torch._inductor.aoti_load_package(sys.argv[1])
         for n, width in [(3, 17), (5, 9)]:
             doubled, total = step(torch.arange(n, dtype=torch.int32), torch.ones(n, width, dtype=torch.int32))
