@@ -64,6 +64,8 @@ constexpr std::array<DTypeInfo, static_cast<size_t>(DType::Unsupported) + 1> kDT
 
 const DTypeInfo& info(DType dtype) { return kDTypes[static_cast<size_t>(dtype)]; }
 
+bool holds_memory(const Device& device) { return device.type <= DeviceType::Cuda; }
+
 bool castable(DType dtype) { return static_cast<int>(dtype) < kCastableDTypes; }
 
 std::string shape_of(const TensorView& view) {
@@ -88,8 +90,8 @@ bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
-// The bytes from a tensor's first element to the end of its last. Checks all that one tensor alone can get wrong.
-int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
+// Names what check_tensor() found wrong. Apart from it, so that a call that is right does not fetch the code.
+[[noreturn, gnu::noinline, gnu::cold]] void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
   const auto fail = [&](const std::string& text) { throw InvalidInput(pair, std::string(role) + " " + text); };
   if (!view.strided) fail("is not a strided tensor (sparse, quantized or nested): pass a dense, strided one");
   if (view.lazy) {
@@ -109,9 +111,7 @@ int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
   if (view.inference) {
     fail("is an inference tensor, which outside inference mode must not change: call under torch.inference_mode()");
   }
-  if (view.device.type != DeviceType::Cpu && view.device.type != DeviceType::Cuda) {
-    fail("is on " + device_name(view.device) + ": expected a CPU or CUDA tensor");
-  }
+  if (!holds_memory(view.device)) fail("is on " + device_name(view.device) + ": expected a CPU or CUDA tensor");
   if (view.rank > kMaxRank) {
     fail("has " + std::to_string(view.rank) + " dimensions: expected at most " + std::to_string(kMaxRank));
   }
@@ -120,15 +120,30 @@ int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
       fail("has a negative size or stride: shape " + shape_of(view) + ", strides " + strides_of(view));
     }
   }
+  const int64_t there = view.address == 0 ? 0 : std::max<int64_t>(view.storage_bytes, 0);
+  fail("of shape " + shape_of(view) + " and strides " + strides_of(view) + " needs " +
+       std::to_string(byte_extent(view)) + " bytes of storage but " + std::to_string(there) +
+       " are there: it was freed or resized");
+  __builtin_unreachable();
+}
+
+// The bytes from a tensor's first element to the end of its last. Checks all that one tensor alone can get wrong.
+int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
+  const bool plain = view.strided & !view.lazy & (view.dtype != DType::Unsupported) & !view.requires_grad &
+                     !view.inference & holds_memory(view.device) & (view.rank <= kMaxRank);
   const int64_t bytes = byte_extent(view);
-  if (bytes == 0) return 0;
-  if (view.address == 0 || bytes > view.storage_bytes || bytes == kTooManyBytes ||
-      view.address + static_cast<uint64_t>(bytes) < view.address) {
-    const int64_t there = view.address == 0 ? 0 : std::max<int64_t>(view.storage_bytes, 0);
-    fail("of shape " + shape_of(view) + " and strides " + strides_of(view) + " needs " + std::to_string(bytes) +
-         " bytes of storage but " + std::to_string(there) + " are there: it was freed or resized");
+  if (bytes > 0) {
+    const bool stored = view.address != 0 && bytes <= view.storage_bytes && bytes != kTooManyBytes &&
+                        view.address + static_cast<uint64_t>(bytes) >= view.address;
+    if (!plain || !stored) refuse_tensor(pair, role, view);
+    return bytes;
   }
-  return bytes;
+  const auto negative = [](int64_t number) { return number < 0; };
+  if (!plain || std::any_of(view.sizes, view.sizes + view.rank, negative) ||
+      std::any_of(view.strides, view.strides + view.rank, negative)) {
+    refuse_tensor(pair, role, view);
+  }
+  return 0;
 }
 
 // A term of a sum: any whole number from 0 to `most`, times `step`.
@@ -327,15 +342,16 @@ uint64_t fill_pattern(uint64_t encoded, DType dtype) {
 class Box {
  public:
   // Adds the next dimension, of at least two elements. It may vary faster than those that are there.
-  void add(const Extent& extent) {
+  void add(int64_t size, int64_t src_stride, int64_t dst_stride) {
     if (rank_ > 0) {
-      if (merges(extents_[rank_ - 1], extent)) {
-        extents_[rank_ - 1].size *= extent.size;
+      Extent& inner = extents_[rank_ - 1];
+      if (dst_stride == inner.size * inner.dst_stride && src_stride == inner.size * inner.src_stride) {
+        inner.size *= size;
         return;
       }
-      ordered_ &= extents_[rank_ - 1].dst_stride <= extent.dst_stride;
+      ordered_ &= inner.dst_stride <= dst_stride;
     }
-    extents_[rank_++] = extent;
+    extents_[rank_++] = {size, src_stride, dst_stride};
   }
 
   std::span<Extent> extents() {
@@ -344,14 +360,13 @@ class Box {
   }
 
  private:
-  static bool merges(const Extent& inner, const Extent& outer) {
-    return outer.dst_stride == inner.size * inner.dst_stride && outer.src_stride == inner.size * inner.src_stride;
-  }
-
   void order() {
     std::ranges::sort(std::span(extents_).first(rank_), {}, &Extent::dst_stride);
     ordered_ = true;
-    for (size_t i = 0, count = std::exchange(rank_, 0); i < count; ++i) add(Extent(extents_[i]));
+    for (size_t i = 0, count = std::exchange(rank_, 0); i < count; ++i) {
+      const auto [size, src_stride, dst_stride] = extents_[i];
+      add(size, src_stride, dst_stride);
+    }
   }
 
   std::array<Extent, kMaxRank + 1> extents_;
@@ -392,14 +407,17 @@ const char* dtype_name(DType dtype) { return info(dtype).name; }
 int dtype_size(DType dtype) { return info(dtype).size; }
 
 int64_t byte_extent(const TensorView& view) {
-  const int item = info(view.dtype).size;
-  __int128 elements = 1;
+  constexpr int64_t most = kTooManyBytes / 16;
+  int64_t elements = 1;
   for (int64_t d = 0; d < view.rank; ++d) {
     if (view.sizes[d] <= 0 || view.strides[d] < 0) return 0;
-    elements += static_cast<__int128>(view.sizes[d] - 1) * view.strides[d];
-    if (elements > kTooManyBytes / 16) return kTooManyBytes;
+    int64_t step;
+    if (__builtin_mul_overflow(view.sizes[d] - 1, view.strides[d], &step) || step > most - elements) {
+      return kTooManyBytes;
+    }
+    elements += step;
   }
-  return static_cast<int64_t>(elements) * item;
+  return elements * info(view.dtype).size;
 }
 
 std::string device_name(const Device& device) {
@@ -557,15 +575,23 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
 }
 
 void LaunchPlanner::add_copy(int64_t pair, const TensorView& destination, const TensorView& source) {
-  Box box;
   const int src_item = info(source.dtype).size;
   const int dst_item = info(destination.dtype).size;
   const bool cast = source.dtype != destination.dtype;
-  if (!cast) box.add({src_item, 1, 1});
-  for (int64_t d = source.rank; d-- > 0;) {
-    if (source.sizes[d] > 1) {
-      box.add({source.sizes[d], source.strides[d] * src_item, destination.strides[d] * dst_item});
+  Box box;
+  int64_t d = source.rank;
+  if (!cast) {
+    // The dimensions that lie side by side on both sides are one run of bytes, most often all of them.
+    int64_t run = src_item;
+    for (; d > 0; --d) {
+      if (source.sizes[d - 1] == 1) continue;
+      if (source.strides[d - 1] * src_item != run || destination.strides[d - 1] * src_item != run) break;
+      run *= source.sizes[d - 1];
     }
+    box.add(run, 1, 1);
+  }
+  while (d-- > 0) {
+    if (source.sizes[d] > 1) box.add(source.sizes[d], source.strides[d] * src_item, destination.strides[d] * dst_item);
   }
   if (cast) {
     add_cast(pair, destination, source, box.extents());
@@ -583,13 +609,13 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   for (int64_t edge = 0; edge < destination.rank; ++edge) {
     Box box;
     bool empty = false;
-    box.add({item, 0, 1});
+    box.add(item, 0, 1);
     for (int64_t d = destination.rank; d-- > 0;) {
       const int64_t size = d < edge   ? source.sizes[d]
                            : d > edge ? destination.sizes[d]
                                       : destination.sizes[d] - source.sizes[d];
       empty |= size == 0;
-      if (size > 1) box.add({size, 0, destination.strides[d] * item});
+      if (size > 1) box.add(size, 0, destination.strides[d] * item);
     }
     if (empty) continue;
     const uint64_t begin =
