@@ -60,6 +60,8 @@ BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names, 
   std::vector<TensorView> views;
   if (!read_tensors(items_of(destinations_), "destination", names_, views) || is_intercepted()) throw NotPlain();
   read_autograd(items_of(destinations_), views);
+  counts_versions_ =
+      std::ranges::any_of(items_of(destinations_), [](PyObject* tensor) { return !is_inference(tensor); });
   size_t numbers = 0;
   for (const TensorView& view : views) numbers += 2 * view.rank;
   shapes_.reserve(numbers);
@@ -97,7 +99,8 @@ void BoundPlan::replay(TensorSpan sources) const {
     const bool grad_mode = aoti_torch_grad_mode_is_enabled();
     if (const auto launches = plan(sources, grad_mode, *work)) {
       // In inference mode, where engines replay, it would cost as much as the rest of the call.
-      if (grad_mode || !is_inference_mode()) call(torch_api.increment_version, destinations_.ptr());
+      if (counts_versions_ && (grad_mode || !is_inference_mode()))
+        call(torch_api.increment_version, destinations_.ptr());
       run_call(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
       return;
     }

@@ -35,6 +35,7 @@ class BoundPlan {
   py::object elsewhere_;
   std::vector<int64_t> shapes_;  // sizes and strides that the views point to, so that the tensors may change theirs
   Destinations bound_;
+  bool counts_versions_ = false;  // inference tensors have no version counters
 };
 
 // A plan's copy recorded in a CUDA graph.

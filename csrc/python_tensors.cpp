@@ -115,6 +115,8 @@ bool is_intercepted() { return call_int(torch_api.dispatch_modes) > 0; }
 
 bool is_inference_mode() { return call_bool(torch_api.is_inference_mode_enabled); }
 
+bool is_inference(PyObject* tensor) { return call_bool(torch_api.is_inference, tensor); }
+
 bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views) {
   bool plain = true;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -145,7 +147,7 @@ void read_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
   const bool inference_mode = is_inference_mode();
   for (size_t i = 0; i < views.size(); ++i) {
     views[i].requires_grad = py::handle(destinations[i]).attr("requires_grad").ptr() == Py_True;
-    views[i].inference = !inference_mode && call_bool(torch_api.is_inference, destinations[i]);
+    views[i].inference = !inference_mode && is_inference(destinations[i]);
   }
 }
 

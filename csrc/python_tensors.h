@@ -103,4 +103,7 @@ bool is_intercepted();
 
 bool is_inference_mode();
 
+// Whether a tensor was made in inference mode.
+bool is_inference(PyObject* tensor);
+
 }  // namespace fused_copy
