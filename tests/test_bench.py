@@ -251,6 +251,37 @@ def test_check_looks_at_every_set_and_all_around(wrong_set, index):
         check("wrong", Peer(calls, buffers, workload.sets))
 
 
+def test_a_graph_that_copies_nothing_is_a_wrong_result(monkeypatch):
+    monkeypatch.setattr(timing, "capture", lambda calls: SimpleNamespace(replay=lambda: None))
+    workload = replace(sections.dense_pairs(2, torch.device("cpu")), ways={REPLAY: PEERS[REPLAY]})
+    with pytest.raises(WrongResult, match=r"fused_copy\.replay, in a graph is wrong: tensor 0 has 90"):
+        sections.measure("scale", ["gpu"], [workload], quick=True)
+
+
+@pytest.mark.parametrize("columns", [1, 5, 1 << 19])
+def test_the_contiguous_copy_is_aligned_and_moves_all_bytes(columns):
+    buffers = {"odd": torch.zeros(3, dtype=torch.uint8), "matrix": torch.zeros(2, columns, dtype=torch.int32)}
+    sets = [{key: torch.ones_like(buffer) for key, buffer in buffers.items()} for _ in range(2)]
+    peer = PEERS[CONTIGUOUS](buffers, sets)
+    check(CONTIGUOUS, peer)
+    for tensor in (peer.buffers["all"], *(one["all"] for one in peer.sets)):
+        assert 0 <= tensor.nbytes - (3 + 8 * columns) < 16
+        assert tensor.data_ptr() % 16 == tensor.nbytes % 16 == 0
+
+
+def test_the_fastest_of_several_is_taken_on_a_gpu(monkeypatch):
+    seen = []
+    monkeypatch.setattr(peers, "gpu_us", lambda calls, **_: timing.Timing((calls[0](),)))
+
+    def peer(us, on_gpu):
+        tensors = {"a": SimpleNamespace(is_cuda=on_gpu, nbytes=4)}
+        return Peer([lambda: seen.append(us) or us], tensors, [tensors])
+
+    assert peers._fastest([peer(us, True) for us in (3.0, 1.0, 2.0)]).calls[0]() == 1
+    assert seen[:4] == [3, 3, 1, 1]
+    assert peers._fastest([peer(us, False) for us in (3.0, 1.0)]).calls[0]() == 3
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_take_mixed_shapes_and_dtypes(name):
     pairs = {
