@@ -395,8 +395,7 @@ def test_mistakes_are_found_while_compiling(entry, mistake):
 
 # --- a known bug of torch.compile ---------------------------------------------------------------------------------
 # Up to torch 2.14 inductor turns `y = x.clone(); op([x], [y])` into `op([x], [x])` (pytorch issue 198031): the clone is
-# dropped as useless while the graph is functional, and then `x` is found free to be written in place. No release has
-# the fix that pytorch pull request 198260 proposes; the first test below passes where one does.
+# dropped as useless while the graph is functional, and then `x` is found free to be written in place.
 
 
 def shift_left(x: torch.Tensor) -> torch.Tensor:
@@ -412,7 +411,7 @@ def overwrite_clone(x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=False, reason="pytorch issue 198031", raises=RuntimeError)
+@pytest.mark.xfail(torch.__version__ < "2.15", strict=True, reason="pytorch issue 198031", raises=RuntimeError)
 def test_known_bug_clone_of_the_destination_as_source():
     x = torch.arange(8.0)
     expected = shift_left(x.clone())
