@@ -316,10 +316,12 @@ def test_torch_patch_applies_to_this_torch():
     assert checked.returncode == 0, checked.stderr
 
 
+needs_engines = pytest.mark.skipif(ENGINES is None, reason="needs the engines' sources in $FUSED_COPY_ENGINES")
+
+
+@needs_engines
 @pytest.mark.parametrize("name", sorted(set(PATCHES) - {"torch"}))
 def test_patch_against_its_engine(name):
-    if ENGINES is None or not Path(ENGINES, name).is_dir():
-        pytest.skip(f"needs the engine's source as $FUSED_COPY_ENGINES/{name}")
     checked = run_check(name, Path(ENGINES, name), "--steps", "100")
     assert checked.returncode == 0, checked.stderr
 
@@ -347,10 +349,9 @@ def test_a_name_that_a_patch_leaves_undefined_is_found(check, tmp_path):
         check.apply(tmp_path / "x.patch", tmp_path / "source", tmp_path / "target")
 
 
+@needs_engines
 def test_minisgl_check_finds_a_wrong_fill(check, tmp_path, monkeypatch):
     """The comparison would notice two sources in each other's place."""
-    if ENGINES is None or not Path(ENGINES, "mini-sglang").is_dir():
-        pytest.skip("needs the engine's source as $FUSED_COPY_ENGINES/mini-sglang")
     names = "batch.input_ids, batch.{}, batch.{}\n"
     patch = PATCHES["mini-sglang"].read_text()
     wrong = patch.replace(names.format("out_loc", "positions"), names.format("positions", "out_loc"))
