@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ def test_soak(tmp_path):
     assert (found["cases"], found["checked"], found["faults"]) == (20_000, 200, 0)
     assert found["ways"] == ["op", "plan"]
     assert found["commit"] == "abc"
+    assert found["tool_sha256"] == hashlib.sha256((TOOLS / "soak.py").read_bytes()).hexdigest()
 
 
 def test_soak_notices_a_byte_that_is_wrong():
