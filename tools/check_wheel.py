@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fused_copy"
 MAX_BYTES = 2_000_000
 MACHINE_CODE = [75, 80, 86, 89, 90, 100, 120]
-PTX = [120]
+PTX = [100]
 LIBRARIES = re.compile(r"libtorch_cpu\.so|(libstdc\+\+|libgcc_s|libc|libm|libdl|librt|libpthread|ld-linux-.*)\.so\.\d")
 # Python's C API, torch's C shim under its stable ABI, and the runtimes of C and C++; nothing of torch's C++ namespaces.
 SYMBOLS = re.compile(r"(?!.*N(2at|3c10|5torch))(_?Py|aoti_torch_|torch_|_ZNK?St|_ITM_|__gmon_|.*@(GLIBC|CXXABI|GCC))")
