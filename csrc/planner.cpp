@@ -407,7 +407,7 @@ const char* dtype_name(DType dtype) { return info(dtype).name; }
 int dtype_size(DType dtype) { return info(dtype).size; }
 
 int64_t byte_extent(const TensorView& view) {
-  constexpr int64_t most = kTooManyBytes / 16;
+  constexpr int64_t most = kTooManyBytes / 32;
   int64_t elements = 1;
   for (int64_t d = 0; d < view.rank; ++d) {
     if (view.sizes[d] <= 0 || view.strides[d] < 0) return 0;
