@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "blocked: holds a stream back; a sanitizer, which may serialize launches, fails it"
     )
+    config.addinivalue_line("markers", "not_sanitized(why): left out by tools/sanitize.py")
     config.addinivalue_line("markers", "capture: records a CUDA graph (impossible with the caching allocator off)")
 
 

@@ -7,7 +7,7 @@ import mmap
 import pytest
 import torch
 from test_environment import run_script
-from test_gpu_replay import all_equal, decode, refused_untouched, two_gpus
+from test_gpu_replay import all_equal, decode, in_its_own_process, refused_untouched, two_gpus
 
 import fused_copy
 
@@ -49,12 +49,14 @@ BAD_LAUNCH = """
 """
 
 
+@in_its_own_process
 def test_a_launch_that_cuda_refuses_is_an_error_and_leaves_none_behind(entry, tmp_path):
     told = run_script(BAD_LAUNCH, tmp_path, WAY=entry.name)
     if entry.tells_why:
         assert "fused_copy: the launch failed: cudaError" in told
 
 
+@in_its_own_process
 def test_a_plans_launch_that_cuda_refuses(tmp_path):
     assert "fused_copy: the launch failed: cudaError" in run_script(BAD_LAUNCH, tmp_path, WAY="plan")
 
@@ -96,6 +98,7 @@ OUT_OF_MEMORY = """
 """
 
 
+@in_its_own_process
 @pytest.mark.capture
 def test_out_of_memory_during_a_capture(tmp_path):
     """The copy allocates nothing, so it is the model that runs out. What the capture left behind must not be used."""
@@ -141,6 +144,7 @@ FORKED = """
 """
 
 
+@in_its_own_process
 def test_fork_after_cuda_was_used(tmp_path):
     """CUDA does not survive a fork: the child is told so, can still copy on the CPU, and the parent goes on."""
     *told, host, _ = run_script(FORKED, tmp_path).splitlines()

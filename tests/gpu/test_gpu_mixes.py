@@ -35,6 +35,7 @@ from test_gpu_replay import (
     device_work,
     needs_caching,
     on_gpu,
+    profiled,
     refused_untouched,
     run_modes,
     warm_up,
@@ -373,6 +374,7 @@ def test_captured_pinned_sources_are_read_at_every_replay(entry):
 # --- launches -----------------------------------------------------------------------------------------------------
 
 
+@profiled
 @pytest.mark.parametrize("n", [1, 6, 24])
 def test_one_kernel_for_any_mix(entry, n):
     """Copies, casts, fills and pinned sources, all layouts: counted by the profiler, by name."""
@@ -384,6 +386,7 @@ def test_one_kernel_for_any_mix(entry, n):
     arena.check()
 
 
+@profiled
 @pytest.mark.parametrize("n", [CAPACITY - 1, CAPACITY, CAPACITY + 1, 2 * CAPACITY + 1, 5000])
 def test_as_few_kernels_as_fit(entry, n):
     buffer = torch.zeros(n, 4, dtype=INT, device="cuda")
@@ -405,6 +408,7 @@ def long_mix() -> Arena:
     return arena
 
 
+@profiled
 def test_gpu_thousands_of_mixed_pairs_in_one_call(entry, long_mix):
     names = kernels(lambda: entry(long_mix.dst, long_mix.src, long_mix.fill))
     assert len(names) == fused_copy.explain(long_mix.dst, long_mix.src, long_mix.fill).launches
