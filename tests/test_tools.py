@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -185,6 +186,17 @@ def test_sanitize_parts_hold_every_test_once():
     }
     assert in_both <= names(off) and in_both | captured <= names(on)
     assert {"test_one_kernel_for_the_six_tensors", "test_more_rows_than_32_bits_count"} <= names(left_out)
+
+
+# --- GPUs that must be there ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expected, status", [(0, 0), (99, pytest.ExitCode.USAGE_ERROR)])
+def test_no_gpu_where_gpus_are_expected(expected, status):
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "test_hazards.py"]
+    environment = os.environ | {"FUSED_COPY_EXPECT_GPUS": str(expected)}
+    run = subprocess.run(command, cwd=TOOLS.parent / "tests", env=environment, capture_output=True, text=True)
+    assert run.returncode == status, run.stdout + run.stderr
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
