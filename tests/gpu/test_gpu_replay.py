@@ -16,10 +16,9 @@ import torch
 from arena import AWKWARD_BYTES, Arena, replay_in_calls
 from cases import (
     BYTE_DTYPES,
+    COUNTS,
     ITEMSIZES,
-    LARGE_COUNTS,
     LAYOUTS,
-    SMALL_COUNTS,
     after_step,
     count_batch,
     decode_buffers,
@@ -128,7 +127,7 @@ def test_gpu_every_layout_at_every_misalignment(entry, run, layout):
 
 
 @run_modes
-@pytest.mark.parametrize("count", SMALL_COUNTS + LARGE_COUNTS)
+@pytest.mark.parametrize("count", COUNTS)
 def test_gpu_every_count_at_every_misalignment(entry, run, count):
     pairs = [p for itemsize in ITEMSIZES for p in count_batch(count, itemsize)]
     check(Arena(pairs, "cuda"), entry, run)
