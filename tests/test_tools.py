@@ -31,13 +31,21 @@ def run_tool(name: str, *arguments: object, folder: Path) -> subprocess.Complete
 
 
 def test_soak(tmp_path):
-    small = ("--device", "cpu", "--replays", 20_000, "--every", 100)
+    small = ("--device", "cpu", "--replays", 21_000, "--every", 100)
     run = run_tool("soak.py", *small, "--json", tmp_path / "soak.json", "--commit", "abc", folder=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
-    assert (found["cases"], found["checked"], found["faults"]) == (20_000, 200, 0)
-    assert found["ways"] == ["op", "plan"]
+    assert (found["cases"], found["checked"], found["faults"]) == (21_000, 210, 0)
+    assert found["ways"] == ["op", "plan with new sources", "casts and fills"]
     assert found["commit"] == "abc"
+
+
+def test_soak_makes_sources_anew():
+    import soak
+
+    step = soak.make_ways(torch.device("cpu"))[0].steps[0]
+    for kept, new in zip(step.sources.values(), step.anew(), strict=True):
+        assert torch.equal(kept, new) and kept.data_ptr() != new.data_ptr()
 
 
 def test_soak_notices_a_byte_that_is_wrong():
@@ -210,13 +218,13 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
     assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
     assert "No run on a GPU" in page.read_text()
-    small = ("--device", "cpu", "--replays", 2000, "--every", 100)
+    small = ("--device", "cpu", "--replays", 3000, "--every", 100)
     run_tool("soak.py", *small, "--json", results / "soak.json", "--commit", "abc", folder=tmp_path)
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
     assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| 2,000 replays |" in text and "commit abc" in text and "`soak.json`" in text
+    assert "| 3,000 replays |" in text and "commit abc" in text and "`soak.json`" in text
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 0
 
 
