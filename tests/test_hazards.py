@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_copy
 
@@ -56,3 +57,29 @@ def test_storage_of_a_source_freed_between_a_plans_calls():
     with pytest.raises(RuntimeError, match=r"pair 0 \('slots'\).*storage"):
         plan.replay(src)
     assert not dst.any()
+
+
+class Recorder(TorchDispatchMode):
+    """Every operator that is called within, as a tracer or a profiler sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["function", "plan", "plan bound within"])
+def test_plain_tensors_under_a_dispatch_mode(way):
+    """The fast door must not slip past a mode: a tracer would record a program without its copies."""
+    dst, src, fill = torch.zeros(4), torch.ones(3), [7]
+    plan = fused_copy.Plan([dst], fill)
+    with Recorder() as recorder:
+        if way == "function":
+            fused_copy.replay([dst], [src], fill)
+        else:
+            (plan if way == "plan" else fused_copy.Plan([dst], fill)).replay(src)
+    assert recorder.seen == [torch.ops.fused_copy.replay.default]
+    assert dst.tolist() == [1, 1, 1, 7]

@@ -35,6 +35,7 @@ from test_gpu_replay import (
     device_work,
     needs_caching,
     on_gpu,
+    on_streams_of_their_own,
     profiled,
     refused_untouched,
     run_modes,
@@ -302,6 +303,22 @@ def test_pinned_view_outlives_its_base(entry):
     del churn
     assert (dst[:60] == 5).all()
     assert (dst[60:] == 0).all()
+
+
+def test_threads_with_pinned_sources_on_streams_of_their_own(entry):
+    """Each source is freed right after its call, long before its stream has read it: no thread may get its memory."""
+    warm_up(entry)
+    steps, n = 200, 1 << 12
+
+    def work(k: int) -> None:
+        dst = torch.zeros(steps, n, dtype=INT, device="cuda")
+        torch.cuda._sleep(20_000_000 * (k + 1))
+        values = range(steps * k, steps * (k + 1))
+        for row, value in zip(dst, values, strict=True):
+            entry([row], [torch.empty(n, dtype=INT, pin_memory=True).fill_(value)])
+        assert torch.equal(dst.cpu(), torch.tensor(values, dtype=INT)[:, None].expand(steps, n))
+
+    on_streams_of_their_own(work)
 
 
 @needs_caching

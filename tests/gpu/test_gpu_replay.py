@@ -404,32 +404,41 @@ def test_source_freed_right_after_the_call(entry):
         assert [int(d.unique()) for d in dst] == [3 * step + k for k in range(3)]
 
 
-def test_threads_with_streams_of_their_own(entry):
-    warm_up(entry)
+def on_streams_of_their_own(work: Callable[[int], None], count: int = 4) -> None:
+    """work(0), work(1) and so on at once, each in a thread and on a stream of its own."""
     errors: list[BaseException] = []
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(count)
 
-    def work(k: int) -> None:
+    def run(k: int) -> None:
         try:
             with torch.cuda.stream(torch.cuda.Stream()):
-                arena = Arena(mixed_batch(32, seed=k), "cuda", seed=k)
                 barrier.wait(timeout=60)
-                for seed in range(10):
-                    arena.rewrite_sources(seed)
-                    arena.reset_destinations()
-                    for _ in range(20):
-                        entry(arena.dst, arena.src)
-                    arena.check()
+                work(k)
         except BaseException as error:
             barrier.abort()
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not errors, errors
+
+
+def test_threads_with_streams_of_their_own(entry):
+    warm_up(entry)
+
+    def work(k: int) -> None:
+        arena = Arena(mixed_batch(32, seed=k), "cuda", seed=k)
+        for seed in range(10):
+            arena.rewrite_sources(seed)
+            arena.reset_destinations()
+            for _ in range(20):
+                entry(arena.dst, arena.src)
+            arena.check()
+
+    on_streams_of_their_own(work)
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
