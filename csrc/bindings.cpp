@@ -6,8 +6,10 @@ namespace fused_copy {
 namespace {
 
 py::object as_sequence(py::handle object, const char* role) {
-  auto sequence = py::reinterpret_steal<py::object>(PySequence_Fast(object.ptr(), ""));
-  if (sequence && !PyObject_TypeCheck(object.ptr(), torch_api.tensor_type)) return sequence;
+  // A tuple of its own: what runs during the call, a finalizer or another thread, may change the caller's list.
+  const bool is_tensor = PyObject_TypeCheck(object.ptr(), torch_api.tensor_type);
+  auto sequence = py::reinterpret_steal<py::object>(is_tensor ? nullptr : PySequence_Tuple(object.ptr()));
+  if (sequence) return sequence;
   PyErr_Clear();
   throw py::type_error(std::string("fused_copy: ") + role + " is " + Py_TYPE(object.ptr())->tp_name +
                        ": expected a list, a tuple or a mapping of tensors");
@@ -24,19 +26,21 @@ class Call {
 
   // False where the call is for the dispatcher.
   bool read() {
+    read_fills_first();
     const bool plain_destinations =
         read_tensors(items_of(destinations_), "destination", names_, work_->destination_views);
     const bool plain_sources = read_tensors(items_of(sources_), "source", names_, work_->source_views);
     if (!plain_destinations || !plain_sources || is_intercepted()) return false;
-    read_rest();
+    read_autograd(items_of(destinations_), work_->destination_views);
     return true;
   }
 
   // Reads what the dispatcher hands to the op's implementation.
   void read_dispatched() {
+    read_fills_first();
     read_dispatched_tensors(items_of(destinations_), work_->destination_views);
     read_dispatched_tensors(items_of(sources_), work_->source_views);
-    read_rest();
+    read_autograd(items_of(destinations_), work_->destination_views);
   }
 
   void plan() {
@@ -46,7 +50,7 @@ class Call {
   void run() {
     call(torch_api.increment_version, destinations_.ptr());
     run_call(launches_, work_->destinations.device(), work_->source_views,
-             [&](size_t i) { return own_handle(handle_of(items_of(sources_)[i])); });
+             [&](size_t i) { return handle_of(items_of(sources_)[i]); });
   }
 
   // The launches' kernel parameters in bytes, and each pair's path and bytes.
@@ -61,10 +65,8 @@ class Call {
   }
 
  private:
-  void read_rest() {
-    read_autograd(items_of(destinations_), work_->destination_views);
-    work_->has_fills = read_fills(fill_, names_, work_->fills);
-  }
+  // It may run Python code, which could free what was read of a tensor.
+  void read_fills_first() { work_->has_fills = read_fills(fill_, names_, work_->fills); }
 
   py::object destinations_;
   py::object sources_;
@@ -74,14 +76,21 @@ class Call {
   std::span<const PlannedLaunch> launches_;
 };
 
-// Copies. False, and nothing done, where the call is for the dispatcher or the reference.
-bool replay(py::handle dst, py::handle src, py::handle fill, py::handle names) {
-  Call call(dst, src, fill, names);
-  if (!call.read() || use_reference) return false;
-  call.plan();
-  call.run();
-  return true;
+// replay(dst, src, fill, names): copies. False, and nothing done, where the call is for the dispatcher or the
+// reference.
+PyObject* replay(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  return translate_errors([&] {
+    if (count != 4) throw py::type_error("fused_copy: expected dst, src, fill and names");
+    Call call(arguments[0], arguments[1], arguments[2], arguments[3]);
+    const bool ours = call.read() && !use_reference;
+    if (ours) {
+      call.plan();
+      call.run();
+    }
+    return PyBool_FromLong(ours);
+  });
 }
+PyMethodDef replay_method = fast_method("replay", &replay, nullptr);
 
 // The op's implementation where it is registered from Python.
 void replay_dispatched(py::handle dst, py::handle src, py::handle fill) {
@@ -129,7 +138,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.attr("has_gpu_code") = !kGpuBuild.architectures.empty();
   module.attr("build_info") = build_info();
   module.attr("registers_op") = registers_op();
-  module.def("replay", &replay, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
+  module.attr("replay") = py::reinterpret_steal<py::object>(PyCFunction_New(&replay_method, nullptr));
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.def("launch_nothing", &launch_nothing, py::arg("device"));

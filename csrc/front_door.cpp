@@ -6,14 +6,19 @@
 namespace fused_copy {
 namespace {
 
-// Sources in flight, oldest first. Never destroyed: at exit the CUDA driver may be gone before it.
+// Sources in flight. Never destroyed: at exit the CUDA driver may be gone before it.
 struct InFlight {
   std::mutex mutex;
   struct Entry {
     GpuEvent event;
-    std::vector<AtenTensorHandle> tensors;
+    OwnedTensors tensors;
   };
-  std::deque<Entry> entries;
+  std::deque<Entry> entries;  // oldest first
+  struct Unmarked {
+    int device_index;
+    OwnedTensors tensors;
+  };
+  std::vector<Unmarked> unmarked;  // let go while their device's stream was capturing: the next event is theirs too
 };
 
 InFlight& in_flight() {
@@ -47,24 +52,35 @@ AtenTensorHandle own_handle(AtenTensorHandle tensor) {
   return owned;
 }
 
-void keep_until_done(int device_index, std::vector<AtenTensorHandle> tensors) {
-  std::vector<std::vector<AtenTensorHandle>> done;
-  {
+void OwnedTensors::clear() {
+  for (AtenTensorHandle tensor : std::exchange(handles_, {})) aoti_torch_delete_tensor_object(tensor);
+}
+
+void PinnedSources::let_go() noexcept {
+  if (tensors_.handles().empty()) return;
+  std::vector<OwnedTensors> done;  // outlives the lock: the last reference to a tensor may run a finalizer that copies
+  try {
     InFlight& flight = in_flight();
     const std::lock_guard lock(flight.mutex);
-    if (std::optional<GpuEvent> event = record_event(current_stream(device_index), device_index)) {
-      flight.entries.push_back({std::move(*event), std::move(tensors)});
+    if (std::optional<GpuEvent> event = record_event(current_stream(device_index_), device_index_)) {
+      for (InFlight::Unmarked& earlier : flight.unmarked) {
+        if (earlier.device_index != device_index_) continue;
+        for (AtenTensorHandle tensor : earlier.tensors.handles()) tensors_.adopt(tensor);
+        earlier.tensors.leak();
+      }
+      std::erase_if(flight.unmarked, [](const auto& earlier) { return earlier.tensors.handles().empty(); });
+      flight.entries.push_back({std::move(*event), std::move(tensors_)});
+    } else if (reader_ == Reader::Graph) {
+      flight.unmarked.push_back({device_index_, std::move(tensors_)});
     } else {
-      done.push_back(std::move(tensors));
+      done.push_back(std::move(tensors_));
     }
     while (!flight.entries.empty() && flight.entries.front().event.done()) {
       done.push_back(std::move(flight.entries.front().tensors));
       flight.entries.pop_front();
     }
-  }
-  // Outside the lock: the last reference to a tensor may run a finalizer that copies.
-  for (const auto& list : done) {
-    for (AtenTensorHandle tensor : list) aoti_torch_delete_tensor_object(tensor);
+  } catch (const std::exception&) {
+    tensors_.leak();
   }
 }
 

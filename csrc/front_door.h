@@ -58,21 +58,65 @@ std::span<const PlannedLaunch> plan_call(Workspace& work);
 // Another reference to the tensor of a handle of torch's stable ABI.
 AtenTensorHandle own_handle(AtenTensorHandle tensor);
 
-// Holds the tensors, which it takes over, until the work that the device's current stream has now is done. Under
-// capture it lets them go at once: the graph's owner keeps what the graph reads.
-void keep_until_done(int device_index, std::vector<AtenTensorHandle> tensors);
-
-// Runs the launches and keeps pinned sources, of which `own(index)` gives an owned handle, until the GPU has read them:
-// freed by the caller, their memory would be handed out again.
-template <class Own>
-void run_call(std::span<const PlannedLaunch> launches, const Device& device, std::span<const TensorView> sources,
-              Own own) {
-  run(launches, device);
-  std::vector<AtenTensorHandle> pinned;
-  for (size_t i = 0; i < sources.size(); ++i) {
-    if (sources[i].pinned) pinned.push_back(own(i));
+// References to tensors, by handles of torch's stable ABI.
+class OwnedTensors {
+ public:
+  explicit OwnedTensors(size_t expected = 0) { handles_.reserve(expected); }
+  OwnedTensors(OwnedTensors&& other) noexcept : handles_(std::exchange(other.handles_, {})) {}
+  OwnedTensors& operator=(OwnedTensors&& other) noexcept {
+    std::swap(handles_, other.handles_);
+    return *this;
   }
-  if (!pinned.empty()) keep_until_done(device.index, std::move(pinned));
+  ~OwnedTensors() { clear(); }
+
+  // Takes over an owned handle.
+  void adopt(AtenTensorHandle tensor) { handles_.push_back(tensor); }
+  void clear();
+  // Never gives the references back.
+  void leak() { handles_.clear(); }
+  std::span<const AtenTensorHandle> handles() const { return handles_; }
+
+ private:
+  std::vector<AtenTensorHandle> handles_;
+};
+
+// Pinned sources that the GPU reads, by launches made while this object lives. Freed by the caller, their memory would
+// be handed out again, so they stay until the work that the device's current stream has when they are let go is done.
+class PinnedSources {
+ public:
+  enum class Reader {
+    Launch,  // of one call; under capture, the graph's owner keeps what it reads, and nothing stays
+    Graph,   // a graph with launches under way, whatever the current stream is capturing
+  };
+
+  PinnedSources(int device_index, Reader reader) : device_index_(device_index), reader_(reader) {}
+  PinnedSources(PinnedSources&&) = default;
+  PinnedSources& operator=(PinnedSources&&) = default;
+  ~PinnedSources() { let_go(); }
+
+  // Takes another reference to those of the tensors that are pinned.
+  template <class HandleOf>
+  void take(std::span<const TensorView> sources, HandleOf handle_of_source) {
+    for (size_t i = 0; i < sources.size(); ++i) {
+      if (sources[i].pinned) tensors_.adopt(own_handle(handle_of_source(i)));
+    }
+  }
+  // Where CUDA refuses to tell when the work is done, they stay forever.
+  void let_go() noexcept;
+
+ private:
+  int device_index_;
+  Reader reader_;
+  OwnedTensors tensors_;
+};
+
+// Runs the launches of a call whose sources are the tensors of `handle_of_source(index)`.
+template <class HandleOf>
+void run_call(std::span<const PlannedLaunch> launches, const Device& device, std::span<const TensorView> sources,
+              HandleOf handle_of_source) {
+  PinnedSources pinned(device.index, PinnedSources::Reader::Launch);
+  pinned.take(sources, handle_of_source);
+  run(launches, device);
 }
 
 }  // namespace fused_copy

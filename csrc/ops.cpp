@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <memory>
 #include <vector>
 
 #include "errors.h"
@@ -42,10 +43,9 @@ struct Questions {
 bool requires_grad(AtenTensorHandle tensor) {
   // The stable ABI does not tell. With grad mode on, a view of a tensor has a gradient function if, and only if, the
   // tensor requires grad.
-  const auto view = to<AtenTensorHandle>(call_operator("aten::alias", tensor));
-  const bool leaf = is("aten::is_leaf", view);
-  aoti_torch_delete_tensor_object(view);
-  return !leaf;
+  OwnedTensors view;
+  view.adopt(to<AtenTensorHandle>(call_operator("aten::alias", tensor)));
+  return !is("aten::is_leaf", view.handles()[0]);
 }
 
 TensorView read_tensor(AtenTensorHandle tensor, const Questions& ask) {
@@ -66,69 +66,66 @@ void increment_version(AtenTensorHandle tensor) {
   aoti_torch_delete_tensor_object(to<AtenTensorHandle>(call_operator("aten::transpose_", tensor, {none, none})));
 }
 
-// The tensors of a list argument, which it takes over from the dispatcher's stack.
-class TensorList {
+// A list argument, which it takes over from the dispatcher's stack.
+class List {
  public:
-  explicit TensorList(StableIValue argument) : list_(to<StableListHandle>(argument)) {
+  explicit List(StableListHandle list) : list_(list) {}
+  ~List() { torch_delete_list(list_); }
+  List(const List&) = delete;
+  List& operator=(const List&) = delete;
+
+  size_t size() const {
     size_t size = 0;
     TORCH_ERROR_CODE_CHECK(torch_list_size(list_, &size));
-    handles_.reserve(size);
-    for (size_t i = 0; i < size; ++i) {
-      StableIValue item;
-      TORCH_ERROR_CODE_CHECK(torch_list_get_item(list_, i, &item));
-      handles_.push_back(to<AtenTensorHandle>(item));
-    }
+    return size;
   }
-  ~TensorList() {
-    for (AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
-    torch_delete_list(list_);
+  template <class Item>
+  Item item(size_t index) const {
+    StableIValue value;
+    TORCH_ERROR_CODE_CHECK(torch_list_get_item(list_, index, &value));
+    return to<Item>(value);
   }
-  TensorList(const TensorList&) = delete;
-  TensorList& operator=(const TensorList&) = delete;
-
-  void read(const Questions& ask, std::vector<TensorView>& views) const {
-    for (AtenTensorHandle handle : handles_) views.push_back(read_tensor(handle, ask));
-  }
-
-  const std::vector<AtenTensorHandle>& handles() const { return handles_; }
 
  private:
   StableListHandle list_;
-  std::vector<AtenTensorHandle> handles_;
 };
+
+OwnedTensors tensors_of(StableIValue argument) {
+  const List list(to<StableListHandle>(argument));
+  const size_t size = list.size();
+  OwnedTensors tensors(size);
+  for (size_t i = 0; i < size; ++i) tensors.adopt(list.item<AtenTensorHandle>(i));
+  return tensors;
+}
+
+void read_tensors(const OwnedTensors& tensors, const Questions& ask, std::vector<TensorView>& views) {
+  for (AtenTensorHandle tensor : tensors.handles()) views.push_back(read_tensor(tensor, ask));
+}
 
 // False where the argument is None.
 bool read_fills(StableIValue argument, std::vector<Fill>& fills) {
-  auto* list_value = to<StableIValue*>(argument);
-  if (list_value == nullptr) return false;
-  const auto list = to<StableListHandle>(*list_value);
-  size_t size = 0;
-  TORCH_ERROR_CODE_CHECK(torch_list_size(list, &size));
-  for (size_t i = 0; i < size; ++i) {
-    StableIValue item;
-    TORCH_ERROR_CODE_CHECK(torch_list_get_item(list, i, &item));
-    fills.push_back(to<std::optional<double>>(item));
-  }
-  TORCH_ERROR_CODE_CHECK(torch_delete_list(list));
-  delete list_value;
+  const std::unique_ptr<StableIValue> value(to<StableIValue*>(argument));
+  if (value == nullptr) return false;
+  const List list(to<StableListHandle>(*value));
+  const size_t size = list.size();
+  for (size_t i = 0; i < size; ++i) fills.push_back(list.item<std::optional<double>>(i));
   return true;
 }
 
 void replay(StableIValue* stack, bool lazy) {
-  const TensorList destinations(stack[0]);
-  const TensorList sources(stack[1]);
+  const OwnedTensors destinations = tensors_of(stack[0]);
+  const OwnedTensors sources = tensors_of(stack[1]);
   BorrowedWorkspace work;
   work->has_fills = read_fills(stack[2], work->fills);
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();
   try {
-    destinations.read({lazy, grad_mode}, work->destination_views);
-    sources.read({lazy, false}, work->source_views);
+    read_tensors(destinations, {lazy, grad_mode}, work->destination_views);
+    read_tensors(sources, {lazy, false}, work->source_views);
     const auto launches = plan_call(*work);
     if (grad_mode) {
       for (AtenTensorHandle tensor : destinations.handles()) increment_version(tensor);
     }
-    run_call(launches, work->destinations.device(), work->source_views,
-             [&](size_t i) { return own_handle(sources.handles()[i]); });
+    run_call(launches, work->destinations.device(), work->source_views, [&](size_t i) { return sources.handles()[i]; });
   } catch (const InvalidInput& error) {
     throw std::runtime_error(describe(error));
   }

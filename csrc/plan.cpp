@@ -1,22 +1,9 @@
 #include "plan.h"
 
+#include <algorithm>
+
 namespace fused_copy {
 namespace {
-
-// Runs a body that may throw within a function of Python's C API.
-template <class Body>
-PyObject* translate_errors(Body body) {
-  try {
-    return body();
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const py::builtin_exception& error) {
-    error.set_error();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
 
 // A callable whose self is a capsule that shares the ownership of `object`.
 template <class T>
@@ -45,11 +32,10 @@ PyObject* call_update(PyObject* self, PyObject* const* sources, Py_ssize_t count
   });
 }
 
-PyMethodDef replay_method = {"replay", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_replay)),
-                             METH_FASTCALL,
-                             "replay(*sources) -> None: copies every source into its destination, in one launch."};
-PyMethodDef update_method = {"update", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&call_update)),
-                             METH_FASTCALL, "update(*sources) -> None: the graph's next launches copy these sources."};
+PyMethodDef replay_method = fast_method(
+    "replay", &call_replay, "replay(*sources) -> None: copies every source into its destination, in one launch.");
+PyMethodDef update_method =
+    fast_method("update", &call_update, "update(*sources) -> None: the graph's next launches copy these sources.");
 
 // The pointer that a method of CUDAGraph returns as an integer; null where it raises, whose text then goes to
 // `refusal`.
@@ -69,9 +55,13 @@ constexpr const char* kPlainSources =
 
 BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names, py::object elsewhere)
     : destinations_(std::move(destinations)), names_(std::move(names)), elsewhere_(std::move(elsewhere)) {
+  std::vector<Fill> fills;
+  const bool has_fills = read_fills(fill, names_, fills);  // runs Python code: before tensors are read
   std::vector<TensorView> views;
   if (!read_tensors(items_of(destinations_), "destination", names_, views) || is_intercepted()) throw NotPlain();
   read_autograd(items_of(destinations_), views);
+  counts_versions_ =
+      std::ranges::any_of(items_of(destinations_), [](PyObject* tensor) { return !is_inference(tensor); });
   size_t numbers = 0;
   for (const TensorView& view : views) numbers += 2 * view.rank;
   shapes_.reserve(numbers);
@@ -83,22 +73,21 @@ BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names, 
     view.sizes = copy_of(view.sizes, view.rank);
     view.strides = copy_of(view.strides, view.rank);
   }
-  std::vector<Fill> fills;
-  const bool has_fills = read_fills(fill, names_, fills);
   with_names(names_, [&] { bound_.bind(views, has_fills ? &fills : nullptr); });
 }
 
-void BoundPlan::check_autograd() const {
-  std::vector<TensorView> views(bound_.views().begin(), bound_.views().end());
-  read_autograd(items_of(destinations_), views);
-  Destinations().bind(views, nullptr);
+void BoundPlan::check_autograd(Workspace& work) const {
+  work.destination_views.assign(bound_.views().begin(), bound_.views().end());
+  read_autograd(items_of(destinations_), work.destination_views);
+  const auto refused = [](const TensorView& view) { return view.requires_grad || view.inference; };
+  if (std::ranges::any_of(work.destination_views, refused)) work.destinations.bind(work.destination_views, nullptr);
 }
 
 std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, bool grad_mode,
                                                               Workspace& work) const {
   if (!read_tensors(sources, "source", names_, work.source_views) || is_intercepted()) return std::nullopt;
   return with_names(names_, [&] {
-    if (grad_mode) check_autograd();
+    if (grad_mode) check_autograd(work);
     locate_pinned(bound_.views(), work.source_views);
     return work.planner.plan(bound_, work.source_views);
   });
@@ -109,8 +98,10 @@ void BoundPlan::replay(TensorSpan sources) const {
     BorrowedWorkspace work;
     const bool grad_mode = aoti_torch_grad_mode_is_enabled();
     if (const auto launches = plan(sources, grad_mode, *work)) {
-      if (grad_mode) call(torch_api.increment_version, destinations_.ptr());
-      run_call(*launches, device(), work->source_views, [&](size_t i) { return own_handle(handle_of(sources[i])); });
+      // In inference mode, where engines replay, it would cost as much as the rest of the call.
+      if (counts_versions_ && (grad_mode || !is_inference_mode()))
+        call(torch_api.increment_version, destinations_.ptr());
+      run_call(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
       return;
     }
   }
@@ -141,7 +132,8 @@ std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, p
   const TensorSpan items = items_of(sources);
   const auto launches = plan->plan(items, aoti_torch_grad_mode_is_enabled(), *work);
   if (!launches) throw py::type_error(kPlainSources);
-  const std::shared_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), std::move(graph), sources));
+  const std::shared_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), std::move(graph)));
+  copy->captured_.take(items, work->source_views);
   // A copy of nothing is recorded too, so that an update can make it one of something.
   for (size_t i = 0; i < std::max<size_t>(launches->size(), 1); ++i) {
     const CapturedLaunch captured = capture_launch(i < launches->size() ? &(*launches)[i] : nullptr, device.index);
@@ -152,6 +144,13 @@ std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, p
 }
 
 void GraphCopy::update(TensorSpan sources) {
+  if (updating_.test_and_set(std::memory_order_acquire)) {
+    throw std::runtime_error("fused_copy: another update of this copy is under way: make one after the other");
+  }
+  struct Done {
+    std::atomic_flag& updating;
+    ~Done() { updating.clear(std::memory_order_release); }
+  } const done{updating_};
   BorrowedWorkspace work;
   const auto launches = plan_->plan(sources, aoti_torch_grad_mode_is_enabled(), *work);
   if (!launches) throw py::type_error(kPlainSources);
@@ -160,9 +159,28 @@ void GraphCopy::update(TensorSpan sources) {
                              " launches but the graph holds " + std::to_string(nodes_.size()) +
                              ": capture the copy with sources that need as many");
   }
-  void* executable = graph_pointer(torch_api.graph_exec, graph_);
+  void* const executable = this->executable();
+  next_.take(sources, work->source_views);
+  for (size_t i = 0; i < nodes_.size(); ++i) {
+    try {
+      // Before the graph is instantiated, its own node takes the parameters, and the instance will have them.
+      set_node(executable, nodes_[i], i < launches->size() ? &(*launches)[i] : nullptr, device_index());
+    } catch (const std::exception&) {
+      if (i > 0) abandoned_.push_back(std::exchange(next_, Held(device_index())));
+      next_.let_go();
+      throw;
+    }
+  }
+  Held& replaced = executable == nullptr ? captured_ : current_;
+  std::swap(replaced, next_);
+  next_.let_go();
+  abandoned_.clear();
+}
+
+void* GraphCopy::executable() {
+  void* const executable = graph_pointer(torch_api.graph_exec, graph_);
   if (executable == nullptr || executable != executable_) {
-    void* graph = graph_pointer(torch_api.graph, graph_);
+    void* const graph = graph_pointer(torch_api.graph, graph_);
     if (graph == nullptr) {
       throw std::runtime_error(
           "fused_copy: the graph has no nodes to update: it is still being captured, or it was reset");
@@ -171,26 +189,18 @@ void GraphCopy::update(TensorSpan sources) {
       throw std::runtime_error("fused_copy: the copy was not captured in this graph, or the graph was captured anew");
     }
   }
-  executable_ = executable;
-  for (size_t i = 0; i < nodes_.size(); ++i) {
-    // Before the graph is instantiated, its own node takes the parameters, and the instance will have them.
-    set_node(executable, nodes_[i], i < launches->size() ? &(*launches)[i] : nullptr, plan_->device().index);
-  }
-  hold(sources, *work);
+  return executable_ = executable;
 }
 
-void GraphCopy::hold(TensorSpan sources, const Workspace& work) {
-  release_pinned();
-  sources_.resize(sources.size());
-  for (size_t i = 0; i < sources.size(); ++i) {
-    sources_[i] = py::reinterpret_borrow<py::object>(sources[i]);
-    if (work.source_views[i].pinned) pinned_.push_back(own_handle(handle_of(sources[i])));
-  }
+void GraphCopy::Held::take(TensorSpan tensors, std::span<const TensorView> views) {
+  let_go();
+  for (PyObject* tensor : tensors) sources.push_back(py::reinterpret_borrow<py::object>(tensor));
+  pinned.take(views, [&](size_t i) { return handle_of(tensors[i]); });
 }
 
-void GraphCopy::release_pinned() {
-  // Launches of the graph that are under way still read them.
-  if (!pinned_.empty()) keep_until_done(plan_->device().index, std::exchange(pinned_, {}));
+void GraphCopy::Held::let_go() {
+  pinned.let_go();
+  sources.clear();
 }
 
 py::object bind_replay(const std::shared_ptr<BoundPlan>& plan) { return bind(plan, &replay_method); }

@@ -1,6 +1,7 @@
 // Destinations bound once, and their copy as nodes of a CUDA graph.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -27,13 +28,14 @@ class BoundPlan {
   const Device& device() const { return bound_.device(); }
 
  private:
-  void check_autograd() const;
+  void check_autograd(Workspace& work) const;
 
   py::tuple destinations_;
   py::object names_;
   py::object elsewhere_;
   std::vector<int64_t> shapes_;  // sizes and strides that the views point to, so that the tensors may change theirs
   Destinations bound_;
+  bool counts_versions_ = false;  // inference tensors have no version counters
 };
 
 // A plan's copy recorded in a CUDA graph.
@@ -43,30 +45,47 @@ class GraphCopy {
   static std::shared_ptr<GraphCopy> capture(std::shared_ptr<BoundPlan> plan, py::object graph, py::tuple sources);
   GraphCopy(const GraphCopy&) = delete;
   GraphCopy& operator=(const GraphCopy&) = delete;
-  ~GraphCopy() { release_pinned(); }
 
-  // Makes the next launches of the graph copy these sources.
+  // Makes the next launches of the graph copy these sources. Throws where it is called while it runs.
   void update(TensorSpan sources);
 
   size_t launches() const { return nodes_.size(); }
 
  private:
-  GraphCopy(std::shared_ptr<BoundPlan> plan, py::object graph, py::tuple sources)
-      : plan_(std::move(plan)), graph_(std::move(graph)), captured_sources_(std::move(sources)) {}
-  void hold(TensorSpan sources, const Workspace& work);
-  void release_pinned();
+  // Sources that launches of the graph may read.
+  struct Held {
+    explicit Held(int device_index) : pinned(device_index, PinnedSources::Reader::Graph) {}
+    // Holds these in place of what it held.
+    void take(TensorSpan tensors, std::span<const TensorView> views);
+    void let_go();
+
+    std::vector<py::object> sources;
+    PinnedSources pinned;
+  };
+
+  GraphCopy(std::shared_ptr<BoundPlan> plan, py::object graph)
+      : plan_(std::move(plan)),
+        graph_(std::move(graph)),
+        captured_(device_index()),
+        current_(device_index()),
+        next_(device_index()) {}
+  int device_index() const { return plan_->device().index; }
+  // The graph's executable, null where it has none. Throws where the nodes are not this graph's.
+  void* executable();
 
   std::shared_ptr<BoundPlan> plan_;
   py::object graph_;
-  py::tuple captured_sources_;       // what the graph reads again should it be instantiated anew
-  std::vector<py::object> sources_;  // what its next launches read
-  std::vector<AtenTensorHandle> pinned_;
   std::vector<void*> nodes_;
   void* captured_graph_ = nullptr;
-  void* executable_ = nullptr;  // the one whose nodes were last checked to be these
+  void* executable_ = nullptr;   // the one whose nodes were last checked to be these
+  Held captured_;                // what an executable made anew begins with
+  Held current_;                 // what the executable's nodes read
+  std::vector<Held> abandoned_;  // what some of them read too, after an update that CUDA refused midway
+  Held next_;                    // empty but for its memory, outside of an update
+  std::atomic_flag updating_;
 };
 
-// `replay` and `update` as callables with C's calling convention, which cost less per call than a binding of pybind11.
+// `replay` and `update` as fast methods.
 py::object bind_replay(const std::shared_ptr<BoundPlan>& plan);
 py::object bind_update(const std::shared_ptr<GraphCopy>& copy);
 

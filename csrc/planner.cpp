@@ -407,6 +407,7 @@ const char* dtype_name(DType dtype) { return info(dtype).name; }
 int dtype_size(DType dtype) { return info(dtype).size; }
 
 int64_t byte_extent(const TensorView& view) {
+  // An element has up to 16 bytes, and the product of a dimension's size and stride up to twice what it spans.
   constexpr int64_t most = kTooManyBytes / 32;
   int64_t elements = 1;
   for (int64_t d = 0; d < view.rank; ++d) {
@@ -624,6 +625,29 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   }
 }
 
+// Inlined, as a call with so many arguments would be a tenth of a pair.
+[[gnu::always_inline]] inline void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int unit_log2,
+                                                           uint64_t src, uint64_t dst, uint64_t columns,
+                                                           std::span<const Extent> extents, bool dense) {
+  PlannedTask& planned = tasks_.emplace_back();
+  planned.task = {src, dst, 0, 0, 0, operation, static_cast<uint8_t>(width), kWarpLanesLog2, 0};
+  planned.pair = pair;
+  planned.columns = columns;
+  planned.unit_log2 = unit_log2;
+  planned.rank = dense ? 0 : static_cast<int>(extents.size());
+  planned.kind = operation >= Operation::Cast ? LaunchKind::Casting : LaunchKind::Plain;
+  uint64_t units = columns;
+  if (!dense) {
+    std::copy(extents.begin(), extents.end(), planned.extents.begin());
+    for (const Extent& outer : extents.subspan(1)) units *= outer.size;
+    const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << width &&
+                              (operation != Operation::Copy || extents[0].src_stride == 1 << width);
+    const bool plain = side_by_side && planned.rank == kInnerExtents && extents[1].size <= kMaxPlainRows;
+    if (planned.kind == LaunchKind::Plain && !plain) planned.kind = LaunchKind::General;
+  }
+  bytes_ += units << unit_log2;
+}
+
 // Adds a box whose extents count bytes, the first being the bytes of one element.
 void LaunchPlanner::add_bytes(int64_t pair, Operation operation, int item_bytes, uint64_t src, uint64_t dst,
                               std::span<Extent> extents) {
@@ -689,27 +713,6 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
                                    castable_size_log2(static_cast<int>(destination.dtype)));
   add_task(pair, cast_operation(source.dtype, destination.dtype), width, width + larger_log2, source.address,
            destination.address, extents[0].size, extents, side_by_side && extents.size() == 1);
-}
-
-void LaunchPlanner::add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst,
-                             uint64_t columns, std::span<const Extent> extents, bool dense) {
-  PlannedTask& planned = tasks_.emplace_back();
-  planned.task = {src, dst, 0, 0, 0, operation, static_cast<uint8_t>(width), kWarpLanesLog2, 0};
-  planned.pair = pair;
-  planned.columns = columns;
-  planned.unit_log2 = unit_log2;
-  planned.rank = dense ? 0 : static_cast<int>(extents.size());
-  planned.kind = operation >= Operation::Cast ? LaunchKind::Casting : LaunchKind::Plain;
-  uint64_t units = columns;
-  if (!dense) {
-    std::copy(extents.begin(), extents.end(), planned.extents.begin());
-    for (const Extent& outer : extents.subspan(1)) units *= outer.size;
-    const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << width &&
-                              (operation != Operation::Copy || extents[0].src_stride == 1 << width);
-    const bool plain = side_by_side && planned.rank == kInnerExtents && extents[1].size <= kMaxPlainRows;
-    if (planned.kind == LaunchKind::Plain && !plain) planned.kind = LaunchKind::General;
-  }
-  bytes_ += units << unit_log2;
 }
 
 // Decides what one warp does of the task and returns the number of its tiles.

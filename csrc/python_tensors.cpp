@@ -10,7 +10,8 @@ Torch torch_api;
 std::atomic<bool> use_reference = false;
 
 std::string name_of(py::handle names, int64_t pair) {
-  return names.is_none() || pair < 0 ? std::string() : py::str(names[py::int_(pair)]).cast<std::string>();
+  const bool has_name = !names.is_none() && pair >= 0 && pair < static_cast<int64_t>(py::len(names));
+  return has_name ? py::str(names[py::int_(pair)]).cast<std::string>() : std::string();
 }
 
 py::object call(PyObject* function, PyObject* argument) {
@@ -112,6 +113,10 @@ AtenTensorHandle handle_of(PyObject* tensor) {
 
 bool is_intercepted() { return call_int(torch_api.dispatch_modes) > 0; }
 
+bool is_inference_mode() { return call_bool(torch_api.is_inference_mode_enabled); }
+
+bool is_inference(PyObject* tensor) { return call_bool(torch_api.is_inference, tensor); }
+
 bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views) {
   bool plain = true;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -139,10 +144,10 @@ void read_dispatched_tensors(TensorSpan tensors, std::vector<TensorView>& views)
 
 void read_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
   if (!aoti_torch_grad_mode_is_enabled()) return;
-  const bool inference_mode = call_bool(torch_api.is_inference_mode_enabled);
+  const bool inference_mode = is_inference_mode();
   for (size_t i = 0; i < views.size(); ++i) {
     views[i].requires_grad = py::handle(destinations[i]).attr("requires_grad").ptr() == Py_True;
-    views[i].inference = !inference_mode && call_bool(torch_api.is_inference, destinations[i]);
+    views[i].inference = !inference_mode && is_inference(destinations[i]);
   }
 }
 

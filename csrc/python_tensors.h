@@ -37,6 +37,27 @@ extern std::atomic<bool> use_reference;
 
 void look_up_torch();
 
+// A function with CPython's fast calling convention, which costs less per call than a binding of pybind11.
+inline PyMethodDef fast_method(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t),
+                               const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, doc};
+}
+
+// Runs the body of such a function. What it throws becomes Python's error.
+template <class Body>
+PyObject* translate_errors(Body body) {
+  try {
+    return body();
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const py::builtin_exception& error) {
+    error.set_error();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
 // Calls a function of at most one argument. Throws the Python error of a call that failed.
 py::object call(PyObject* function, PyObject* argument = nullptr);
 
@@ -51,7 +72,7 @@ inline TensorSpan items_of(py::handle sequence) {
   return {PySequence_Fast_ITEMS(sequence.ptr()), static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()))};
 }
 
-// The name of a pair in a tuple of names or None.
+// The name of a pair in a tuple of names or None; empty where it has none.
 std::string name_of(py::handle names, int64_t pair);
 
 // Runs a body whose InvalidInput becomes a RuntimeError that names the pair.
@@ -79,5 +100,10 @@ bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into);
 
 // Whether modes want to see operators.
 bool is_intercepted();
+
+bool is_inference_mode();
+
+// Whether a tensor was made in inference mode.
+bool is_inference(PyObject* tensor);
 
 }  // namespace fused_copy

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bench.add_argument(
         "--section",
         metavar="NAME,...",
-        help="host, gpu, scale, decode, threading; default: all that this machine can run",
+        help="host, gpu, scale, decode, threading, import; default: all that this machine can run",
     )
     bench.add_argument("--quick", action="store_true", help="few points and samples: a check, not a measurement")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=os.environ.get("FUSED_COPY_COMMIT"),
         help="the measured commit, for the results file (default: $FUSED_COPY_COMMIT)",
     )
+    bench.add_argument("--wheel", type=Path, metavar="FILE", help="the wheel that is measured, whose size is a target")
+    bench.add_argument("--build-seconds", type=float, metavar="N", help="what building it took, which is another")
     bench.set_defaults(run=_bench)
     env = commands.add_parser(
         "env",
@@ -93,7 +95,15 @@ def _bench(args: argparse.Namespace) -> int:
     from fused_copy.bench import runner
 
     sections = args.section.split(",") if args.section else None
-    return runner.run(sections=sections, quick=args.quick, json=args.json, plot=args.plot, commit=args.commit)
+    return runner.run(
+        sections=sections,
+        quick=args.quick,
+        json=args.json,
+        plot=args.plot,
+        commit=args.commit,
+        wheel=args.wheel,
+        build_seconds=args.build_seconds,
+    )
 
 
 def _env(args: argparse.Namespace) -> int:

@@ -91,7 +91,8 @@ def in_order(
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
     if missing := [name for name in names if name not in src]:
         raise KeyError(f"fused_copy: no source for {missing}: expected one for each of {list(names)}")
-    _check_names("source", src, dst)
+    if len(src) != len(names):
+        _check_names("source", src, dst)
     return names, destinations, [src[name] for name in names], fills
 
 

@@ -13,10 +13,10 @@ from fused_copy.ops import Fills, Tensors, bound_in_order, replay_elsewhere
 
 
 class _Replay(property):
-    """Read by C code, as a getter in Python would take a fifth of a call. ``torch.compile`` looks at ``fget`` instead."""
+    """Read by C code: a getter in Python would take a fifth of a call. ``torch.compile`` looks at ``fget`` instead."""
 
     @staticmethod
-    def fget(plan: Plan) -> Callable[..., None]:  # type: ignore[override]
+    def fget(plan: Plan) -> Callable[..., None]:
         return plan._replay_traced
 
 
@@ -29,7 +29,9 @@ class Plan:
         fill: as for :func:`fused_copy.replay`.
 
     A plan may be shared by threads. Fake tensors, subclasses and code under ``torch.compile`` go through
-    ``torch.ops.fused_copy.replay``.
+    ``torch.ops.fused_copy.replay``. With grad mode on, each call asks whether a destination has come to require grad,
+    and outside of inference mode it moves the destinations' version counters, as autograd could notice: both cost
+    more than the copy, so replay in inference mode.
 
     Raises:
         RuntimeError, TypeError, KeyError: as :func:`fused_copy.replay`, for what concerns the destinations alone.
@@ -62,8 +64,8 @@ class Plan:
 
         Args:
             graph: the graph under capture, made with ``keep_graph=True``.
-            sources: as for :meth:`replay`. The graph copies these until :meth:`GraphCopy.update` names others. They are
-                held for the copy's life, as a graph that is instantiated anew begins with them.
+            sources: as for :meth:`replay`. The graph copies these until :meth:`GraphCopy.update` names others. The
+                returned object holds them, as a graph that is instantiated anew begins with them.
 
         Raises:
             RuntimeError: as :meth:`replay`; the destinations are not on a GPU; the stream is not capturing; the graph
@@ -73,7 +75,10 @@ class Plan:
         if not isinstance(graph, torch.cuda.CUDAGraph):
             raise TypeError(f"fused_copy: graph is {type(graph).__name__}: expected a torch.cuda.CUDAGraph")
         if self._bound is None:
-            raise TypeError("fused_copy: capture needs plain destinations, not subclasses or fake tensors")
+            raise TypeError(
+                "fused_copy: capture needs plain destinations, not subclasses or fake tensors, and a torch whose "
+                f"tensors this package can read (this is {torch.__version__})"
+            )
         return GraphCopy(self, self._bound.capture(graph, sources))
 
     def __repr__(self) -> str:
@@ -83,7 +88,7 @@ class Plan:
                 str(i) if self.names is None else self.names[i],
                 f"{str(buffer.dtype).removeprefix('torch.')}{list(buffer.shape)}",
                 "" if buffer.is_contiguous() else f"strides {tuple(buffer.stride())}",
-                "" if self.fill is None or self.fill[i] is None else f"fill {self.fill[i]:g}",
+                "" if self.fill is None or self.fill[i] is None else f"fill {self.fill[i]!r}",
             )
             for i, buffer in enumerate(self.destinations)
         ]
@@ -97,11 +102,18 @@ class GraphCopy:
 
     ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes, strides and dtypes,
     as far as the plan allows. It launches nothing and does not wait; launches already enqueued keep the sources they
-    had. The sources are held until the next update. A refused update leaves the graph as it was.
+    had. Before the graph is instantiated it changes what every executable of the graph begins with, later the
+    executable alone.
+
+    The sources are held until the next update, and as long as this object lives: keep it while the graph may be
+    launched. Update on the stream that launches the graph, as pinned sources are let go once the work is done that
+    the current stream has then; device sources of another stream need ``record_stream``, as everywhere in torch.
 
     ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph
-    holds, while the graph is still being captured, and after it was reset; TypeError where a source is not a plain
-    tensor. Two threads must not update, or update and launch, one graph at the same time.
+    holds, while the graph is still being captured, after it was reset, where the copy was captured in another graph
+    than the one that was named, and where another thread is within it; TypeError where a source is not a plain tensor.
+    The graph then stays as it was, unless CUDA itself refuses one of several nodes. A copy belongs to one capture:
+    after ``graph.reset()`` capture a new one. Two threads must not update and launch one graph at the same time.
     """
 
     update: Callable[..., None]

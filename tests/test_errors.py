@@ -638,12 +638,33 @@ def test_detached_destination_is_fine(entry):
     assert weight.tolist() == [1, 1, 1, 0]
 
 
+def replay_of_a_plan(dst, src):
+    fused_copy.Plan(dst).replay(*src)
+
+
+# Outside of these, moving the counters would cost as much as the copy.
+MOVES_VERSIONS = {
+    torch.ops.fused_copy.replay: [torch.enable_grad],
+    replay_of_a_plan: [torch.enable_grad, torch.no_grad],
+    fused_copy.replay: [torch.enable_grad, torch.no_grad, torch.inference_mode],
+}
+
+
 @pytest.mark.parametrize("overwrite_a_view", [False, True], ids=["itself", "view"])
-def test_saved_for_backward_is_protected(entry, overwrite_a_view):
+@pytest.mark.parametrize(
+    ("replay", "mode"),
+    [
+        pytest.param(replay, mode, id=f"{getattr(replay, '__name__', 'op')}-{mode.__name__}")
+        for replay, modes in MOVES_VERSIONS.items()
+        for mode in modes
+    ],
+)
+def test_saved_for_backward_is_protected(replay, mode, overwrite_a_view):
     """The version counter must move, or backward computes with the new values and says nothing."""
     saved, weight = torch.ones(4), torch.ones(4, requires_grad=True)
     loss = (saved * weight).sum()
-    entry([saved[:2] if overwrite_a_view else saved], [torch.full((2,), 5.0)])
+    with mode():
+        replay([saved[:2] if overwrite_a_view else saved], [torch.full((2,), 5.0)])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 

@@ -47,6 +47,8 @@ def test_errors_name_the_pair_and_write_nothing(buffers):
         plan.replay(*step[:5])
     with pytest.raises(TypeError, match=r"pair 2 \('cu_seqlens_k'\).*NoneType"):
         plan.replay(*step[:2], None, *step[3:])
+    with pytest.raises(TypeError, match=r"pair 6: source is NoneType"):  # which has no name
+        plan.replay(*step, None)
     assert all(torch.equal(buffers[name], before[name]) for name in buffers)
 
 

@@ -62,7 +62,7 @@ def bound_each_time(dst, src) -> None:
 
 
 def test_everything_at_once():
-    """The op, the function, plans made and shared, errors, explain, both backends, and the garbage collector."""
+    """The op, the function, plans made and shared, errors, explain, and the garbage collector."""
     buffers, step = decode_buffers(8, 64), decode_step(8, 64)
     shared, sources = fused_copy.Plan(buffers), list(step.values())
     expected = after_step(buffers, step)
@@ -81,28 +81,41 @@ def test_everything_at_once():
     def explain() -> None:
         assert fused_copy.explain(buffers, step).launches == 1
 
-    def switch() -> None:
-        with fused_copy.backend("reference"):
-            fused_copy.replay([torch.zeros(3)], [torch.ones(3)])
-
     def collect() -> None:
         cycle = [torch.zeros(5), fused_copy.Plan([torch.zeros(5)])]
         cycle.append(cycle)
         del cycle
         gc.collect()
 
+    run_together(
+        own_arena(torch.ops.fused_copy.replay, 1),
+        own_arena(fused_copy.replay, 2),
+        own_arena(bound_each_time, 3),
+        share,
+        share,
+        fail,
+        explain,
+        collect,
+    )
+
+
+def test_a_backend_is_switched_under_way():
+    """Among aligned tensors: torch's own operators crash on others."""
+    buffers, step = decode_buffers(8, 64), decode_step(8, 64)
+    expected = after_step(buffers, step)
+    plan = fused_copy.Plan(buffers)
+
+    def switch() -> None:
+        with fused_copy.backend("reference"):
+            fused_copy.replay([torch.zeros(3)], [torch.ones(3)])
+
+    def share() -> None:
+        plan.replay(*step.values())
+        assert all(torch.equal(buffers[name], expected[name]) for name in buffers)
+
+    share()
     try:
-        run_together(
-            own_arena(torch.ops.fused_copy.replay, 1),
-            own_arena(fused_copy.replay, 2),
-            own_arena(bound_each_time, 3),
-            share,
-            share,
-            fail,
-            explain,
-            switch,
-            collect,
-        )
+        run_together(switch, share, share)
     finally:
         fused_copy.backend("fused")
 
@@ -134,6 +147,21 @@ def test_a_finalizer_may_copy():
         assert dst.tolist() == [5, 5, 0, 0]
 
     run_together(job)
+
+
+def test_a_fill_that_empties_the_lists():
+    """A number's `__float__` is Python code, and here it drops the lists' references to the call's tensors."""
+    dst, src = [torch.zeros(4) for _ in range(100)], [torch.ones(2) for _ in range(100)]
+    kept = list(dst)
+
+    class Number:
+        def __float__(self) -> float:
+            dst.clear()
+            src.clear()
+            return 7.0
+
+    fused_copy.replay(dst, src, [*[None] * 99, Number()])
+    assert [tensor.tolist() for tensor in kept] == [*[[1, 1, 0, 0]] * 99, [1, 1, 7, 7]]
 
 
 @pytest.mark.skipif(not FREE_THREADED, reason="needs a free-threaded Python")

@@ -24,12 +24,15 @@ POINT = {"bs": 64, "max_seqlen_k": 1024}
 
 WAYS = {
     "slices + copy_": "six slices + `copy_`",
-    "_foreach_copy_": "`torch._foreach_copy_`",
+    "copy_, pre-sliced": "`copy_` into slices made beforehand",
+    "_foreach_copy_": "six slices + `torch._foreach_copy_`",
+    "_foreach_copy_, pre-sliced": "`torch._foreach_copy_` into slices made beforehand",
     "cudaMemcpyAsync per pair, C++": "`cudaMemcpyAsync` for each, from C++",
     "Triton, one kernel": "a Triton kernel for the six",
     "tvm-ffi, one kernel": "a tvm-ffi function for the six",
     "torch.ops.fused_copy.replay": "`torch.ops.fused_copy.replay`",
-    "fused_copy.replay": "`fused_copy.replay`",
+    "fused_copy.replay": "`fused_copy.replay`, two lists",
+    "fused_copy.replay, mappings": "`fused_copy.replay`, two mappings",
     "plan.replay": "`plan.replay`",
     "copy.update": "`copy.update`, added to `graph.replay()`",
     "bare launch": "(the launch of an empty kernel)",
@@ -123,17 +126,19 @@ def table(results: dict[str, Any], file: str) -> str:
     )
     if "copy.update + graph.replay()" in host:
         both, alone = host["copy.update + graph.replay()"], host["graph.replay() alone"]
-        host["copy.update"] = both | {"median": both["median"] - alone["median"], "launches": 0}
+        host["copy.update"] = {"median": both["median"] - alone["median"], "launches": 0}
     if BASELINE not in host:
         raise ValueError(f"{file} has no host time of {BASELINE!r} at {POINT}")
     lines = [
-        "| | launches | host us per step | ratio | GPU us | ratio |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | launches | host us per step | p10 to p90 | ratio | GPU us | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for way, label in WAYS.items():
         if way in host:
             launches = host[way]["launches"]
-            cells = [label, "" if launches is None else str(launches), *_time(host, way), *_time(gpu, way)]
+            us, ratio = _time(host, way)
+            spread = f"{_us(host[way]['p10'])} to {_us(host[way]['p90'])}" if "p10" in host[way] else ""
+            cells = [label, "" if launches is None else str(launches), us, spread, ratio, *_time(gpu, way)]
             lines.append(f"| {' | '.join(cells)} |")
     machine = results["machine"]
     facts = [
@@ -145,7 +150,8 @@ def table(results: dict[str, Any], file: str) -> str:
         f"[`{Path(file).name}`]({Path(file).as_posix()})",
     ]
     step = f"The six tensors of a decode step, bs {POINT['bs']}, page table {POINT['max_seqlen_k']} wide"
-    caption = f"{step}. Medians; the ratio is to the first row. {', '.join(filter(None, facts))}."
+    how = "Medians, in `torch.inference_mode()`; the ratio is to the first row"
+    caption = f"{step}. {how}. {', '.join(filter(None, facts))}."
     return "\n".join([*lines, "", caption])
 
 
@@ -153,7 +159,11 @@ def _time(rows: dict[str, Any], way: str) -> tuple[str, str]:
     if way not in rows:
         return "", ""
     us = rows[way]["median"]
-    return f"{us:.{1 if us >= 10 else 2}f}", f"{rows[BASELINE]['median'] / us:.1f}x"
+    return _us(us), f"{rows[BASELINE]['median'] / us:.1f}x"
+
+
+def _us(us: float) -> str:
+    return f"{us:.{1 if us >= 10 else 2}f}"
 
 
 if __name__ == "__main__":

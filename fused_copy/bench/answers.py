@@ -15,7 +15,7 @@ Lines = Iterator[str]
 
 def answer(rows: Sequence[Row]) -> dict[str, list[str]]:
     """What the rows say, by question; questions they say nothing to are left out."""
-    medians = Medians(rows)
+    medians = Medians(rows, {})
     answers: dict[str, list[str]] = {}
     for question, lines in QUESTIONS.items():
         answers[question] = []
@@ -78,18 +78,35 @@ def _latency(medians: Medians, rows: Sequence[Row]) -> Lines:
     for point in medians.points("step", "model"):
         for way in (GRAPH_REPLAY, SIX_COPIES, PLAN, UPDATE_AND_REPLAY):
             loop, latency = (medians(metric, "model", way, point) for metric in ("step", "latency"))
-            shares = (
-                "" if way == GRAPH_REPLAY else f", the fill's share {100 * share(medians, 'latency', way, point):.1f} %"
+            shares = ["", ""]
+            if way != GRAPH_REPLAY:
+                both = [share(medians, metric, way, point) for metric in ("latency", "step")]
+                shares = [f", the fill's share {'not resolved' if one is None else f'{one:.1%}'}" for one in both]
+            yield (
+                f"bs {point['bs']}, {way}: {latency:.1f} us a step{shares[0]}; "
+                f"{1e6 / loop:,.0f} replays/s in a loop{shares[1]}"
             )
-            yield f"bs {point['bs']}, {way}: {latency:.1f} us a step{shares}; {1e6 / loop:,.0f} replays/s in a loop"
 
+
+def _unsteady(medians: Medians, rows: Sequence[Row]) -> Lines:
+    points: dict[str, list[Row]] = {}
+    for row in rows:
+        points.setdefault(f"{row.metric}, {row.workload}, {place(row.point, row.case)}", []).append(row)
+    for point, ways in points.items():
+        wide = [row for row in ways if row.p90 > UNSTEADY * row.p10]
+        if 2 * len(wide) >= len(ways):
+            yield f"{point}: p90 is above {UNSTEADY} x p10 for {len(wide)} of {len(ways)} ways"
+
+
+UNSTEADY = 1.25
 
 QUESTIONS: dict[str, Callable[[Medians, Sequence[Row]], Lines]] = {
     "What do the six copies cost today?": _cost_today,
     "Which threading is best: element, warp or block?": _threading,
     "Which block size?": _block_size,
     "Do tensors that are not contiguous cost more on the GPU?": _strides,
-    "Launch parameters and occupancy": _launches,
-    "How busy is the GPU during the copies?": _utilization,
+    "Launch parameters, and occupancy as the profiler estimates it": _launches,
+    "How busy is the GPU during the copies, by its time over the host's?": _utilization,
     "Latency and replays per second of a decode step with a small model": _latency,
+    "Where did the machine disturb most ways?": _unsteady,
 }

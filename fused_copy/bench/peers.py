@@ -17,7 +17,7 @@ import fused_copy
 from fused_copy._library import _C
 from fused_copy.bench import native
 from fused_copy.bench.native import Unavailable
-from fused_copy.bench.timing import Call, capture
+from fused_copy.bench.timing import Call, calls_per_graph, capture, gpu_us
 from fused_copy.decode import capture_buffers
 
 Tensors = Mapping[str, torch.Tensor]
@@ -27,7 +27,11 @@ SIX_COPIES = "slices + copy_"
 """What engines do today: the peer that the others are compared with."""
 
 CONTIGUOUS = "one contiguous copy_"
-"""No way to fill buffers, but what the GPU can do: the same total bytes from one tensor to another."""
+"""No way to fill buffers, but what the GPU can do: at least the same total bytes from one tensor to another."""
+
+GRANULES = (16, 1 << 12, 1 << 16, 1 << 21)
+"""What that copy's bytes are rounded up to, one of them: from some MB on ``copy_`` takes the GPU half as long again
+where no large power of two divides their number, whatever the dtype and the address."""
 
 SLICED_FOREACH = "_foreach_copy_, pre-sliced"
 FOREACH = "_foreach_copy_"
@@ -86,22 +90,27 @@ def peer(name: str) -> Callable[[Factory], Factory]:
 def check(name: str, peer: Peer) -> None:
     """Raises :class:`WrongResult` unless every call leaves what ``copy_`` leaves, in the corners and around them."""
     for call, sources in zip(peer.calls, peer.sets, strict=True):
-        if not peer.copies:
-            call()
-            continue
-        expected = {}
-        for key, buffer in peer.buffers.items():
-            buffer.fill_(POISON)
-            expected[key] = torch.full_like(buffer, peer.fill.get(key, POISON))
-            expected[key][_corner(sources[key])].copy_(sources[key])
+        check_call(name, peer, call, sources)
+
+
+def check_call(name: str, peer: Peer, call: Call, sources: Tensors) -> None:
+    """The same of one call, which copies ``sources``: one of the peer's, or the replay of a graph that ends with it."""
+    if not peer.copies:
         call()
-        for key, buffer in peer.buffers.items():
-            if not torch.equal(buffer, expected[key]):
-                index = tuple((buffer != expected[key]).nonzero()[0].tolist())
-                raise WrongResult(
-                    f"{name} is wrong: {key} has {buffer[index].item()} at {list(index)}, "
-                    f"where copy_ leaves {expected[key][index].item()}"
-                )
+        return
+    expected = {}
+    for key, buffer in peer.buffers.items():
+        buffer.fill_(POISON)
+        expected[key] = torch.full_like(buffer, peer.fill.get(key, POISON))
+        expected[key][_corner(sources[key])].copy_(sources[key])
+    call()
+    for key, buffer in peer.buffers.items():
+        if not torch.equal(buffer, expected[key]):
+            index = tuple((buffer != expected[key]).nonzero()[0].tolist())
+            raise WrongResult(
+                f"{name} is wrong: {key} has {buffer[index].item()} at {list(index)}, "
+                f"where copy_ leaves {expected[key][index].item()}"
+            )
 
 
 def _corner(source: torch.Tensor) -> Corner:
@@ -136,6 +145,20 @@ def _tried(peer: Peer) -> Peer:
     except Exception as error:
         raise Unavailable(f"{type(error).__name__}: {str(error).strip()}") from error
     return peer
+
+
+def _fastest(peers: Sequence[Peer]) -> Peer:
+    """The one that takes the GPU the least time; the first where not all tensors are the GPU's."""
+    first = peers[0]
+    if not all(tensor.is_cuda for tensors in (first.buffers, first.sets[0]) for tensor in tensors.values()):
+        return first
+    per_graph = calls_per_graph(1, sum(source.nbytes for source in first.sets[0].values()))
+
+    def us(peer: Peer) -> float:
+        peer.calls[0]()
+        return gpu_us(peer.calls, per_graph=per_graph, replays=5).median
+
+    return min(peers, key=us)
 
 
 def _sliced(buffers: Tensors, sources: Tensors) -> list[torch.Tensor]:
@@ -212,22 +235,36 @@ def triton(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 
 @peer(CONTIGUOUS)
 def contiguous(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
-    """One ``copy_`` of the same total bytes."""
-    flat = [torch.cat([source.reshape(-1).view(torch.uint8) for source in sources.values()]) for sources in sets]
+    """One ``copy_`` of at least the same total bytes, aligned: of several numbers of bytes the fastest."""
+    total = sum(source.nbytes for source in sets[0].values())
+    sizes = sorted({-(-total // granule) * granule for granule in GRANULES})
     pinned = _is_pinned(sets)
-    if pinned:
-        flat = [source.pin_memory() for source in flat]
+    flat = []
+    for sources in sets:
+        parts = [source.reshape(-1).view(torch.uint8) for source in sources.values()]
+        all_parts = torch.cat([*parts, parts[0].new_ones(sizes[-1] - total)])
+        flat.append(all_parts.pin_memory() if pinned else all_parts)
     buffer = torch.empty_like(flat[0], device=next(iter(buffers.values())).device)
-    return Peer([partial(buffer.copy_, source, pinned) for source in flat], {"all": buffer}, [{"all": s} for s in flat])
+
+    def copies(size: int) -> Peer:
+        to, *views = (whole[:size].view(torch.int32) for whole in (buffer, *flat))
+        return Peer([partial(to.copy_, view, pinned) for view in views], {"all": to}, [{"all": view} for view in views])
+
+    return _fastest([copies(size) for size in sizes])
 
 
 @peer(TVM_FFI)
 def tvm_ffi(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
-    """A tvm-ffi function of twelve tensors over a kernel for the six tensors of a decode step."""
+    """A tvm-ffi function of twelve tensors over the plain kernel for a decode step's six, at its fastest threading."""
     _needs_decode_step(buffers)
-    copy_six = native.tvm_ffi_module().copy_six
-    calls = [partial(copy_six, *buffers.values(), *sources.values()) for sources in sets]
-    return _tried(Peer(calls, buffers, sets))
+    module = native.tvm_ffi_module()
+    functions = (module.copy_six_by_element, module.copy_six_by_warp, module.copy_six_by_block)
+    return _fastest(
+        [
+            _tried(Peer([partial(one, *buffers.values(), *sources.values()) for sources in sets], buffers, sets))
+            for one in functions
+        ]
+    )
 
 
 @peer(MEMCPY)

@@ -1,5 +1,8 @@
 """Curves of a results file: ``fused-copy bench --plot``, or ``python -m fused_copy.bench.plots FILE DIR``.
 
+Every way that was measured is drawn. Those that are written for a decode step's six tensors are not over the number of
+tensors, and those that cannot be captured have no GPU time.
+
 Each SVG names the SHA-256 of the file that it was drawn from, by which ``tools/readme_table.py --check`` knows that the
 two belong together.
 """

@@ -44,7 +44,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A target's condition and the worst figure of a run; ``met`` is None where the run did not measure it."""
+    """A target's condition and the worst figure of a run; ``met`` is None where the run did not measure it.
+
+    ``limit`` is what the run measured of why no better figure was there, or that it does not explain it.
+    """
 
     target: str
     figure: str
@@ -52,13 +55,15 @@ class Verdict:
     measured: float | None
     at: str
     met: bool | None
+    limit: str = ""
 
 
 @dataclass(frozen=True)
 class Results:
     """One run. A ``quick`` one shows that everything works, not how fast it is. ``seconds`` are those of each section.
 
-    ``answers`` are facts drawn from the rows, by the question that they answer.
+    ``answers`` are facts drawn from the rows, by the question that they answer; ``package`` what the targets ask of the
+    package itself: ``import_ms``, ``wheel_mb`` and ``build_seconds``, as far as they are known.
     """
 
     machine: dict[str, str | None]
@@ -67,6 +72,7 @@ class Results:
     targets: Sequence[Verdict] = ()
     answers: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    package: dict[str, float] = field(default_factory=dict)
 
 
 def machine(device: torch.device, commit: str | None) -> dict[str, str | None]:
@@ -177,11 +183,19 @@ def print_answers(console: Console, answers: dict[str, list[str]]) -> None:
 def print_targets(console: Console, verdicts: Sequence[Verdict]) -> None:
     """Print every target's figures, what they should be, and whether they are."""
     table = Table(title="targets", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("", "figure", "target", "measured", "", "worst at"):
+    for name in ("", "figure", "target", "measured", "", "worst at", "why"):
         table.add_column(name, justify="right" if name in ("target", "measured") else "left")
     words = {True: "met", False: "MISSED", None: ""}
     for verdict in verdicts:
         measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
-        row = (verdict.target, verdict.figure, verdict.condition, measured, words[verdict.met], verdict.at)
+        row = (
+            verdict.target,
+            verdict.figure,
+            verdict.condition,
+            measured,
+            words[verdict.met],
+            verdict.at,
+            verdict.limit,
+        )
         table.add_row(*row, style="red" if verdict.met is False else None)
     console.print(table, "")

@@ -16,22 +16,36 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fused_copy.bench import native, report
 from fused_copy.bench.answers import answer
+from fused_copy.bench.package import import_ms
 from fused_copy.bench.peers import WrongResult
 from fused_copy.bench.sections import ON_CPU, SECTIONS, measure
 from fused_copy.bench.targets import evaluate
 
+IMPORT = "import"
+"""The section that times no calls, but ``import fused_copy``."""
+
 
 def run(
-    *, sections: Sequence[str] | None, quick: bool, json: Path | None, plot: Path | None, commit: str | None
+    *,
+    sections: Sequence[str] | None,
+    quick: bool,
+    json: Path | None,
+    plot: Path | None,
+    commit: str | None,
+    wheel: Path | None,
+    build_seconds: float | None,
 ) -> int:
     """Run, print, write and draw the sections, by default all that this machine can run; the exit status."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known, on_cpu = [*SECTIONS, IMPORT], [*ON_CPU, IMPORT]
     if sections is None:
-        sections = [name for name in SECTIONS if name in ON_CPU or device.type == "cuda"]
-    if unknown := [name for name in sections if name not in SECTIONS]:
-        return _refuse(f"--section: no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
-    if device.type != "cuda" and (need_gpu := [name for name in sections if name not in ON_CPU]):
+        sections = known if device.type == "cuda" else on_cpu
+    if unknown := [name for name in sections if name not in known]:
+        return _refuse(f"--section: no section {', '.join(unknown)}; there are {', '.join(known)}")
+    if device.type != "cuda" and (need_gpu := [name for name in sections if name not in on_cpu]):
         return _refuse(f"--section {','.join(need_gpu)}: this torch sees no GPU")
+    if wheel and not wheel.is_file():
+        return _refuse(f"--wheel: there is no file {wheel}")
     if json and not json.parent.is_dir():
         return _refuse(f"--json: there is no directory {json.parent}")
     if plot and not plot.is_dir():
@@ -46,6 +60,15 @@ def run(
     progress = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
     rows: list[report.Row] = []
     seconds: dict[str, float] = {}
+    package: dict[str, float] = {}
+    if wheel:
+        package["wheel_mb"] = wheel.stat().st_size / 1e6
+    if build_seconds:
+        package["build_seconds"] = build_seconds
+    if IMPORT in sections:
+        start = time.perf_counter()
+        package["import_ms"] = import_ms(1 if quick else 9)[0]
+        seconds[IMPORT] = round(time.perf_counter() - start, 1)
     try:
         with torch.inference_mode(), _own_stream(device), progress:
             if device.type == "cuda":
@@ -59,11 +82,14 @@ def run(
     except WrongResult as error:
         print(f"fused-copy bench: {error}", file=sys.stderr)
         return 1
-    verdicts = evaluate(rows) if device.type == "cuda" else []  # the targets are a GPU's
-    results = report.Results(machine, quick, rows, verdicts, answer(rows), seconds)
+    verdicts = evaluate(rows, package) if device.type == "cuda" else []  # the targets are a GPU's
+    results = report.Results(machine, quick, rows, verdicts, answer(rows), seconds, package)
     report.print_answers(console, results.answers)
     if verdicts:
         report.print_targets(console, verdicts)
+    if package:
+        facts = ", ".join(f"{name} {value:.2f}" for name, value in package.items())
+        console.print(f"package: {facts}", highlight=False)
     console.print("seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()), highlight=False)
     text = report.serialize(results)
     if json:

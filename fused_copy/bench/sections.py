@@ -27,16 +27,20 @@ from fused_copy.bench.peers import (
     Tensors,
     before_model,
     check,
+    check_call,
     model_alone,
     plain_kernel,
     update_and_replay,
 )
 from fused_copy.bench.report import Row
-from fused_copy.bench.timing import Timing, gpu_timer, host_us, launches, loop_us, profile_kernel
+from fused_copy.bench.timing import Timing, calls_per_graph, gpu_timer, host_us, launches, loop_us, profile_kernel
 from fused_copy.decode import capture_buffers
 
 SETS = 4
 """The sets of sources that take turns."""
+
+ROUNDS = {"host": 8, "gpu": 8, "step": 24, "latency": 24}
+"""How often the ways are timed in turn. A loop is one sample alone, and a fill is a small part of it."""
 
 HOST_WIDTH = 1024
 """The page table's width where the batch size varies. It is in the gpu section too, so that one step has both times."""
@@ -299,9 +303,9 @@ def measure(section: str, metrics: Sequence[str], cases: Cases, *, quick: bool, 
     rows = []
     for metric in metrics:
         timed = [i for i, (*_, peer) in enumerate(peers) if peer.capturable or metric != "gpu"]
-        timers = {i: _timer(metric, peers[i][2], counts[i], peers[i][0].bytes, quick) for i in timed}
+        timers = {i: _timer(metric, *peers[i], counts[i], quick) for i in timed}
         timings = dict.fromkeys(timed, Timing())
-        for round in range(1 if quick else 8):
+        for round in range(1 if quick else ROUNDS[metric]):
             for i in timed if round % 2 else reversed(timed):
                 timings[i] += timers[i]()
         rows += [
@@ -331,21 +335,27 @@ def _checked(workload: Workload) -> Iterable[tuple[str, Peer]]:
         except Unavailable as reason:
             _left_out(name, str(reason))
             continue
-        check(f"{name}, {workload.case}" if workload.case else name, peer)
+        check(_title(workload, name), peer)
         yield name, peer
+
+
+def _title(workload: Workload, name: str) -> str:
+    return f"{name}, {workload.case}" if workload.case else name
 
 
 def _on_gpu(peer: Peer) -> bool:
     return next(iter(peer.buffers.values())).is_cuda
 
 
-def _timer(metric: str, peer: Peer, count: int | None, step_bytes: int, quick: bool) -> Callable[[], Timing]:
+def _timer(
+    metric: str, workload: Workload, name: str, peer: Peer, count: int | None, quick: bool
+) -> Callable[[], Timing]:
     if metric == "host":
         return partial(host_us, peer.calls, launches=count or 1, batches=3 if quick else 10, warm_up=2)
     if metric == "gpu":
-        # Enough calls to hide the gap between two graphs, few enough to capture quickly and to replay in some ms.
-        calls = min(256, 2048 // max(1, count or 1), 2**32 // step_bytes)
-        return partial(gpu_timer(peer.calls, per_graph=calls), 5 if quick else 8)
+        per_graph = calls_per_graph(count or 1, workload.bytes)
+        check_replay = partial(check_call, f"{_title(workload, name)}, in a graph", peer, sources=peer.sets[-1])
+        return partial(gpu_timer(peer.calls, per_graph=per_graph, check=check_replay), 5 if quick else 8)
     return partial(loop_us, peer.calls, steps=20 if quick else 300, every_step=metric == "latency")
 
 

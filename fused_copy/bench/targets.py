@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
+from fused_copy.bench.package import MAX_IMPORT_MS
 from fused_copy.bench.peers import (
     BARE_LAUNCH,
     CONTIGUOUS,
@@ -16,6 +19,7 @@ from fused_copy.bench.peers import (
     REPLAY,
     SIX_COPIES,
     SLICED_FOREACH,
+    TRITON,
     TVM_FFI,
     UPDATE_AND_REPLAY,
 )
@@ -30,22 +34,25 @@ class NotMeasured(LookupError):
 
 
 class Medians:
-    """The median times of a run, in us."""
+    """The median times of a run, in us, and what it knows of the package."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._medians = {_key(row.metric, row.workload, row.peer, row.case, row.point): row.median for row in rows}
+    def __init__(self, rows: Sequence[Row], package: Mapping[str, float]) -> None:
+        self._rows = {_key(row.metric, row.workload, row.peer, row.case, row.point): row for row in rows}
+        self._package = package
 
     def __call__(self, metric: str, workload: str, peer: str, point: dict[str, int], case: str = "") -> float:
+        return self.row(metric, workload, peer, point, case).median
+
+    def row(self, metric: str, workload: str, peer: str, point: dict[str, int], case: str = "") -> Row:
         try:
-            return self._medians[_key(metric, workload, peer, case, point)]
+            return self._rows[_key(metric, workload, peer, case, point)]
         except KeyError:
             raise NotMeasured(peer) from None
 
     def points(self, metric: str, workload: str, least_bytes: int = 0) -> list[dict[str, int]]:
         """The points of a workload; none is an error."""
         points: list[dict[str, int]] = []
-        for row in self._rows:
+        for row in self._rows.values():
             if (
                 (row.metric, row.workload) == (metric, workload)
                 and row.bytes >= least_bytes
@@ -58,16 +65,53 @@ class Medians:
 
     def cases(self, metric: str, workload: str) -> list[str]:
         """The cases of a workload, in the order of the rows."""
-        found = {row.case: None for row in self._rows if (row.metric, row.workload) == (metric, workload)}
+        found = {row.case: None for row in self._rows.values() if (row.metric, row.workload) == (metric, workload)}
         return list(found)
+
+    def contiguous(self, point: dict[str, int]) -> float:
+        """The GPU time of the run's fastest ``copy_`` of one dense tensor of a decode step's bytes, give or take 1 %.
+
+        It need not be the one beside the step: some numbers of bytes make ``copy_`` slow. One of fewer bytes counts as
+        if it moved all of them at its speed.
+        """
+        step_bytes = self.row("gpu", "decode", CONTIGUOUS, point).bytes
+        return min(
+            row.median * max(1, step_bytes / row.bytes)
+            for row in self._rows.values()
+            if row.metric == "gpu"
+            and abs(row.bytes - step_bytes) <= step_bytes / 100
+            and (row.peer == CONTIGUOUS or (row.peer == SIX_COPIES and row.case in CAST_OF.values()))
+        )
+
+    def package(self, name: str) -> float:
+        try:
+            return self._package[name]
+        except KeyError:
+            raise NotMeasured(name) from None
 
 
 def _key(metric: str, workload: str, peer: str, case: str, point: dict[str, int]) -> tuple[object, ...]:
     return metric, workload, peer, case, frozenset(point.items())
 
 
-Values = Iterator[tuple[float, str]]
-"""Figures, and where each was measured."""
+NOT_EXPLAINED = "not explained yet"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure, where it was measured, and what the run says of why it is no better."""
+
+    value: float
+    at: str
+    limit: Callable[[], str] = lambda: NOT_EXPLAINED
+
+
+Figures = Iterator[Figure]
+
+Times = Callable[[str], float]
+"""The median of a way, in us, where the metric, the workload and the point are given."""
+
+Limit = Callable[[Times], str]
 
 
 @dataclass(frozen=True)
@@ -75,27 +119,32 @@ class Condition:
     """One condition of a target: every figure is at most, or at least, the bound."""
 
     target: str
-    figure: str
+    name: str
     relation: str  # "<=" or ">="
     bound: float
-    values: Callable[[Medians], Values]
+    figures: Callable[[Medians], Figures]
     unit: str = "x"
 
 
-def evaluate(rows: Sequence[Row]) -> list[Verdict]:
+def evaluate(rows: Sequence[Row], package: Mapping[str, float]) -> list[Verdict]:
     """Every condition's verdict."""
-    return [_verdict(condition, Medians(rows)) for condition in CONDITIONS]
+    medians = Medians(rows, package)
+    return [_verdict(condition, medians) for condition in CONDITIONS]
 
 
 def _verdict(condition: Condition, medians: Medians) -> Verdict:
     at_most = condition.relation == "<="
-    bound = f"{condition.relation} {condition.bound:g}{' us' if condition.unit == 'us' else condition.unit}"
+    bound = f"{condition.relation} {condition.bound:g}{'' if condition.unit == 'x' else ' '}{condition.unit}"
     try:
-        measured, at = (max if at_most else min)(condition.values(medians))
+        worst = (max if at_most else min)(condition.figures(medians), key=lambda figure: figure.value)
     except NotMeasured as missing:
-        return Verdict(condition.target, condition.figure, bound, None, f"not measured: {missing}", None)
-    met = measured <= condition.bound if at_most else measured >= condition.bound
-    return Verdict(condition.target, condition.figure, bound, measured, at, met)
+        return Verdict(condition.target, condition.name, bound, None, f"not measured: {missing}", None)
+    met = worst.value <= condition.bound if at_most else worst.value >= condition.bound
+    limit = "" if met else NOT_EXPLAINED
+    if not met:
+        with suppress(NotMeasured):
+            limit = worst.limit()
+    return Verdict(condition.target, condition.name, bound, worst.value, worst.at, met, limit)
 
 
 def place(point: dict[str, int], case: str = "") -> str:
@@ -103,107 +152,177 @@ def place(point: dict[str, int], case: str = "") -> str:
     return ", ".join([*(f"{name} {value}" for name, value in point.items()), *([case] if case else [])])
 
 
-def _host(figure: Callable[[Callable[[str], float]], float]) -> Callable[[Medians], Values]:
+def _unexplained(us: Times) -> str:
+    return NOT_EXPLAINED
+
+
+def _beside(peer: str, us: Times, whole: float) -> str:
+    return f"{NOT_EXPLAINED}; {peer}: {us(peer) / whole:.2f}x"
+
+
+def _host(figure: Callable[[Times], float], limit: Limit = _unexplained) -> Callable[[Medians], Figures]:
     """A figure of the host times of the one step by which ways are compared."""
 
-    def values(medians: Medians) -> Values:
-        yield figure(lambda peer: medians("host", "decode", peer, STEP)), place(STEP)
+    def figures(medians: Medians) -> Figures:
+        us = partial(medians, "host", "decode", point=STEP)
+        yield Figure(figure(us), place(STEP), partial(limit, us))
 
-    return values
+    return figures
 
 
-def _pairs(metric: str, least: int, figure: Callable[[Callable[[str], float]], float]) -> Callable[[Medians], Values]:
+def _pairs(
+    metric: str, least: int, figure: Callable[[Times], float], limit: Limit = _unexplained
+) -> Callable[[Medians], Figures]:
     """A figure over the numbers of dense pairs, from ``least``."""
 
-    def values(medians: Medians) -> Values:
+    def figures(medians: Medians) -> Figures:
         points = [point for point in medians.points(metric, "pairs") if point["pairs"] >= least]
         if not points:
             raise NotMeasured(f"{least} pairs")
         for point in points:
-            yield figure(lambda peer, point=point: medians(metric, "pairs", peer, point)), place(point)  # type: ignore[misc]
+            us = partial(medians, metric, "pairs", point=point)
+            yield Figure(figure(us), place(point), partial(limit, us))
 
-    return values
+    return figures
 
 
-def _added(us: Callable[[str], float]) -> float:
+def _least(us: Times) -> float:
+    return us(NOTHING_OP) + us(BARE_LAUNCH)
+
+
+def _added(us: Times) -> float:
     return us(UPDATE_AND_REPLAY) - us(GRAPH_REPLAY)
 
 
-def _of_contiguous(least_bytes: int) -> Callable[[Medians], Values]:
-    def values(medians: Medians) -> Values:
+def _of_contiguous(least_bytes: int, beside: str) -> Callable[[Medians], Figures]:
+    def figures(medians: Medians) -> Figures:
         for point in medians.points("gpu", "decode", least_bytes):
-            us = medians("gpu", "decode", OP, point)
-            yield us / medians("gpu", "decode", CONTIGUOUS, point), place(point)
+            us, whole = partial(medians, "gpu", "decode", point=point), medians.contiguous(point)
+            yield Figure(us(OP) / whole, place(point), partial(_beside, beside, us, whole))
 
-    return values
+    return figures
 
 
-def _odd_layouts(medians: Medians) -> Values:
+def _odd_layouts(medians: Medians) -> Figures:
     for point in medians.points("gpu", "layout"):
         for case in medians.cases("gpu", "layout"):
             if case.startswith("odd"):
                 aligned = medians("gpu", "layout", OP, point, "aligned")
-                yield medians("gpu", "layout", OP, point, case) / aligned, place(point, case)
+                yield Figure(medians("gpu", "layout", OP, point, case) / aligned, place(point, case))
 
 
-def _casts(medians: Medians) -> Values:
+def _casts(medians: Medians) -> Figures:
     for point in medians.points("gpu", "cast"):
         for case, plain in CAST_OF.items():
-            us = medians("gpu", "cast", OP, point, case)
-            yield us / medians("gpu", "cast", OP, point, plain), place(point, case)
+            us = partial(medians, "gpu", "cast", point=point, case=case)
+            whole = medians("gpu", "cast", OP, point, plain)
+            yield Figure(us(OP) / whole, place(point, case), partial(_beside, SIX_COPIES, us, whole))
 
 
-def _pinned(width: int) -> Callable[[Medians], Values]:
-    def values(medians: Medians) -> Values:
+def _pinned(width: int) -> Callable[[Medians], Figures]:
+    def figures(medians: Medians) -> Figures:
         point = STEP | {"max_seqlen_k": width}
-        us = {peer: medians("step", "pinned", peer, point) for peer in (SIX_COPIES, PLAN)}
-        yield us[SIX_COPIES] / us[PLAN], place(point)
+        us = partial(medians, "step", "pinned", point=point)
+        yield Figure(us(SIX_COPIES) / us(PLAN), place(point))
 
-    return values
-
-
-def share(medians: Medians, metric: str, peer: str, point: dict[str, int]) -> float:
-    """What part of a step with the model is the fill's."""
-    step = medians(metric, "model", peer, point)
-    return 1 - medians(metric, "model", GRAPH_REPLAY, point) / step
+    return figures
 
 
-def _shares(metric: str) -> Callable[[Medians], Values]:
-    def values(medians: Medians) -> Values:
-        for point in medians.points(metric, "model"):
-            copies = share(medians, metric, SIX_COPIES, point)
-            yield share(medians, metric, UPDATE_AND_REPLAY, point) / copies, place(point)
+def share(medians: Medians, metric: str, peer: str, point: dict[str, int]) -> float | None:
+    """What part of a step with the model is the fill's; None where the spreads of the steps hide it."""
+    step, alone = (medians.row(metric, "model", name, point) for name in (peer, GRAPH_REPLAY))
+    return 1 - alone.median / step.median if step.p10 > alone.p90 else None
 
-    return values
+
+def _shares(metric: str, limit: Callable[[Medians, dict[str, int], float], str]) -> Callable[[Medians], Figures]:
+    """The share of a step that update takes over that of the copies, which ``limit`` gets too."""
+
+    def figures(medians: Medians) -> Figures:
+        points = medians.points(metric, "model")
+        shares = [[share(medians, metric, way, point) for way in (UPDATE_AND_REPLAY, SIX_COPIES)] for point in points]
+        hidden = [place(point) for point, both in zip(points, shares, strict=True) if None in both]
+        note = f"; not resolved at {'; '.join(hidden)}" if hidden else ""
+        if len(hidden) == len(points):
+            raise NotMeasured(note[2:])
+        for point, (update, copies) in zip(points, shares, strict=True):
+            if update is not None and copies is not None:
+                yield Figure(update / copies, place(point) + note, partial(limit, medians, point, copies))
+
+    return figures
+
+
+def _gpu_times(medians: Medians, point: dict[str, int], copies: float) -> str:
+    us = partial(medians, "gpu", "decode", point=point)
+    return f"{us(OP) / us(SIX_COPIES):.2f}x by GPU times alone: the loop waits for the GPU"
+
+
+def _both_times(medians: Medians, point: dict[str, int], copies: float) -> str:
+    added = _added(partial(medians, "host", "decode", point=point)) + medians("gpu", "decode", OP, point)
+    step = medians("latency", "model", GRAPH_REPLAY, point) + added
+    return f"{added / step / copies:.2f}x if update added its host time and its copy's GPU time alone"
+
+
+def _of_package(name: str) -> Callable[[Medians], Figures]:
+    def figures(medians: Medians) -> Figures:
+        yield Figure(medians.package(name), "")
+
+    return figures
+
+
+def _reading(us: Times) -> str:
+    return f"{us(OP) - _least(us):.2f} us read, check and plan twelve tensors; its parts are {NOT_EXPLAINED}"
+
+
+def _reading_sources(us: Times) -> str:
+    return f"{(us(PLAN) - us(BARE_LAUNCH)) / 6:.2f} us read, check and plan a source; its parts are {NOT_EXPLAINED}"
+
+
+def _updating(us: Times) -> str:
+    reading = us(PLAN) - us(BARE_LAUNCH)
+    return f"{reading:.2f} us of it read, check and plan as plan.replay does; the rest is {NOT_EXPLAINED}"
 
 
 CONDITIONS = (
     Condition("H1", "op / (op that does nothing + bare launch), host", "<=", 1.10,
-              _host(lambda us: us(OP) / (us(NOTHING_OP) + us(BARE_LAUNCH)))),
-    Condition("H1", "six slices + copy_ / op, host", ">=", 6, _host(lambda us: us(SIX_COPIES) / us(OP))),
+              _host(lambda us: us(OP) / _least(us), _reading)),
+    Condition("H1", "six slices + copy_ / op, host", ">=", 6,
+              _host(lambda us: us(SIX_COPIES) / us(OP),
+                    lambda us: f"{us(SIX_COPIES) / _least(us):.2f}x by op that does nothing + bare launch")),
     Condition("H1", "_foreach_copy_ / op, host", ">=", 4, _host(lambda us: us(FOREACH) / us(OP))),
-    Condition("H2", "plan.replay - bare launch, host", "<=", 0.6, _host(lambda us: us(PLAN) - us(BARE_LAUNCH)), "us"),
-    Condition("H2", "six slices + copy_ / plan.replay, host", ">=", 12, _host(lambda us: us(SIX_COPIES) / us(PLAN))),
+    Condition("H2", "plan.replay - bare launch, host", "<=", 0.6,
+              _host(lambda us: us(PLAN) - us(BARE_LAUNCH), _reading_sources), "us"),
+    Condition("H2", "six slices + copy_ / plan.replay, host", ">=", 12,
+              _host(lambda us: us(SIX_COPIES) / us(PLAN),
+                    lambda us: f"{us(SIX_COPIES) / us(BARE_LAUNCH):.2f}x by bare launch")),
     Condition("H2", "plan.replay / tvm-ffi, host", "<=", 1, _host(lambda us: us(PLAN) / us(TVM_FFI))),
-    Condition("H3", "update + graph.replay() - graph.replay(), host", "<=", 1.2, _host(_added), "us"),
+    Condition("H3", "update + graph.replay() - graph.replay(), host", "<=", 1.2, _host(_added, _updating), "us"),
     Condition("H3", "six slices + copy_ / what update adds, host", ">=", 35,
-              _host(lambda us: us(SIX_COPIES) / _added(us))),
+              _host(lambda us: us(SIX_COPIES) / _added(us),
+                    lambda us: f"{us(SIX_COPIES) / 1.2:.1f}x by the 1.2 us that it may add")),
     Condition("H4", "_foreach_copy_ / plan.replay, from 32 pairs, host", ">=", 4,
-              _pairs("host", 32, lambda us: us(SLICED_FOREACH) / us(PLAN))),
+              _pairs("host", 32, lambda us: us(SLICED_FOREACH) / us(PLAN),
+                     lambda us: f"{us(SLICED_FOREACH) / us(BARE_LAUNCH):.2f}x by bare launch")),
     Condition("H4", "_foreach_copy_ / fused_copy.replay, from 32 pairs, host", ">=", 2,
-              _pairs("host", 32, lambda us: us(SLICED_FOREACH) / us(REPLAY))),
+              _pairs("host", 32, lambda us: us(SLICED_FOREACH) / us(REPLAY),
+                     lambda us: f"{us(SLICED_FOREACH) / us(PLAN):.2f}x by plan.replay, which reads sources alone")),
     Condition("H4", "op / _foreach_copy_, host", "<=", 1.4,
-              _pairs("host", 6, lambda us: us(OP) / us(SLICED_FOREACH))),
-    Condition("G1", "fused / one contiguous copy_, GPU", "<=", 1.15, _of_contiguous(0)),
-    Condition("G1", "fused / one contiguous copy_ from 32 MB, GPU", "<=", 1.03, _of_contiguous(LARGE_BYTES)),
-    Condition("G2", "fused / _foreach_copy_, GPU", "<=", 1, _pairs("gpu", 6, lambda us: us(OP) / us(SLICED_FOREACH))),
+              _pairs("host", 6, lambda us: us(OP) / us(SLICED_FOREACH),
+                     lambda us: f"{us(NOTHING_OP) / us(SLICED_FOREACH):.2f}x by op that does nothing")),
+    Condition("G1", "fused / one contiguous copy_, GPU", "<=", 1.15, _of_contiguous(0, BARE_LAUNCH)),
+    Condition("G1", "fused / one contiguous copy_ from 32 MB, GPU", "<=", 1.03, _of_contiguous(LARGE_BYTES, TRITON)),
+    Condition("G2", "fused / _foreach_copy_, GPU", "<=", 1,
+              _pairs("gpu", 6, lambda us: us(OP) / us(SLICED_FOREACH),
+                     lambda us: _beside(BARE_LAUNCH, us, us(SLICED_FOREACH)))),
     Condition("G2", "fused / _foreach_copy_ at 512 pairs, GPU", "<=", 0.25,
               _pairs("gpu", 512, lambda us: us(OP) / us(SLICED_FOREACH))),
     Condition("G3", "fused, odd rows / aligned rows, GPU", "<=", 1.3, _odd_layouts),
     Condition("G4", "fused, cast or fill / copy of the larger side, GPU", "<=", 1.15, _casts),
     Condition("P1", "copy_(non_blocking=True) / plan.replay, pinned, loop", ">=", 3, _pinned(STEP["max_seqlen_k"])),
     Condition("P1", "the same with a page table of 1 MB", ">=", 1, _pinned(4096)),
-    Condition("E1", "update's share of a step / copy_'s, loop", "<=", 0.1, _shares("step")),
-    Condition("E1", "the same where every step is waited for", "<=", 0.1, _shares("latency")),
+    Condition("E1", "update's share of a step / copy_'s, loop", "<=", 0.1, _shares("step", _gpu_times)),
+    Condition("E1", "the same where every step is waited for", "<=", 0.1, _shares("latency", _both_times)),
+    Condition("I1", "import fused_copy beyond import torch", "<=", MAX_IMPORT_MS, _of_package("import_ms"), "ms"),
+    Condition("B1", "wheel", "<=", 2, _of_package("wheel_mb"), "MB"),
+    Condition("B1", "full build on 2 cores", "<=", 90, _of_package("build_seconds"), "s"),
 )  # fmt: skip
-"""The targets H1 to E1. "Fused" is the op: on the GPU every way of this package launches the same kernel."""
+"""The targets. "Fused" is the op: on the GPU every way of this package launches the same kernel."""

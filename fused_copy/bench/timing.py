@@ -81,10 +81,22 @@ def gpu_us(calls: Sequence[Call], *, per_graph: int = 256, replays: int = 20) ->
     return gpu_timer(calls, per_graph=per_graph)(replays)
 
 
-def gpu_timer(calls: Sequence[Call], *, per_graph: int) -> Callable[[int], Timing]:
-    """:func:`gpu_us` in two steps: captures the graph, and returns what times a number of its replays."""
+def calls_per_graph(launches: int, step_bytes: int) -> int:
+    """Enough calls to hide the gap between two graphs, few enough to capture quickly and to replay in some ms."""
+    return min(256, 2048 // max(1, launches), 2**32 // step_bytes)
+
+
+def gpu_timer(
+    calls: Sequence[Call], *, per_graph: int, check: Callable[[Call], object] | None = None
+) -> Callable[[int], Timing]:
+    """:func:`gpu_us` in two steps: captures the graph, and returns what times a number of its replays.
+
+    ``check`` gets the graph's replay, before anything is timed: the last of its calls is the last of ``calls``.
+    """
     per_graph = len(calls) * max(1, per_graph // len(calls))
     graph = capture(islice(cycle(calls), per_graph))
+    if check:
+        check(graph.replay)
 
     def time_replays(replays: int) -> Timing:
         events = [torch.Event("cuda", enable_timing=True) for _ in range(replays + 1)]

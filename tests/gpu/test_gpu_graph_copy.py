@@ -1,6 +1,7 @@
 """The copy as a node of a captured graph: Plan.capture and GraphCopy.update."""
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -309,6 +310,78 @@ def test_update_holds_the_sources(plan, buffers):
         step(6, 40, seed=100 + seed)
     graph.replay()
     assert corners_equal(buffers, expected)
+
+
+@pytest.mark.capture
+def test_a_graph_instantiated_anew_begins_with_what_is_held(plan, buffers):
+    """With the sources of the last update before it was first instantiated, whatever updates came after."""
+    graph, copy = captured(plan, step(2, 9, seed=0))
+    early = step(6, 40, seed=1)
+    expected = {name: tensor.clone() for name, tensor in early.items()}
+    copy.update(*early.values())
+    graph.instantiate()
+    later = step(6, 40, seed=2)
+    copy.update(*later.values())
+    graph.replay()
+    assert corners_equal(buffers, later)
+    del early
+    gc.collect()
+    for seed in range(20):
+        step(6, 40, seed=100 + seed)
+    graph.instantiate()
+    graph.replay()
+    assert corners_equal(buffers, expected)
+    copy.update(*later.values())
+    graph.replay()
+    assert corners_equal(buffers, later)
+
+
+@pytest.mark.capture
+@pytest.mark.blocked
+def test_captured_pinned_sources_outlive_the_copy_while_launches_read_them():
+    buffer = torch.zeros(1024, dtype=torch.int64, device="cuda")
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    plan = fused_copy.Plan([buffer])
+    source = torch.full((1024,), 7, dtype=torch.int64).pin_memory()
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, source)
+    graph.replay()
+    torch.cuda.synchronize()
+    buffer.zero_()
+    with blocked(torch.cuda.current_stream()) as still:
+        graph.replay()
+        del copy, source
+        gc.collect()
+        churn = [torch.full((1024,), -1, dtype=torch.int64).pin_memory() for _ in range(40)]
+        assert still()
+    torch.cuda.synchronize()
+    del churn
+    assert bool((buffer == 7).all())
+
+
+@pytest.mark.capture
+def test_threads_that_update_one_copy_are_refused_or_wait(plan, buffers):
+    """They must not, but if they do, every update is one whole step or an error."""
+    graph, copy = captured(plan, step(2, 9, seed=0))
+    steps = [step(6, 40, seed=seed) for seed in range(4)]
+    unexpected = []
+
+    def update(sources):
+        for _ in range(200):
+            try:
+                copy.update(*sources.values())
+            except RuntimeError as error:
+                if "another update" not in str(error):
+                    unexpected.append(error)
+
+    threads = [threading.Thread(target=update, args=(sources,)) for sources in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not unexpected
+    graph.replay()
+    assert any(corners_equal(buffers, sources) for sources in steps)
 
 
 @pytest.mark.capture

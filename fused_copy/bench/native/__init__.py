@@ -25,7 +25,7 @@ def extension() -> Any:
 
 
 def tvm_ffi_module() -> Any:
-    """The tvm-ffi module of ``copy_six``."""
+    """The tvm-ffi module of ``copy_six_by_element`` and so on."""
     return _result("tvm-ffi")
 
 

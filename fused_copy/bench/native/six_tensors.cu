@@ -2,30 +2,57 @@
 
 namespace {
 
-constexpr unsigned kColumnsPerThread = 8;
+constexpr unsigned kElementsPerThread = 8;
 
-// A team of threads copies a piece of one row: each thread one element, or eight that lie a team apart.
-template <Threading kThreading>
-__global__ void copy_six(const __grid_constant__ SixTensors six) {
-  const unsigned team = kThreading == Threading::Element ? 1 : kThreading == Threading::Warp ? 32 : blockDim.x;
-  constexpr unsigned kColumns = kThreading == Threading::Element ? 1 : kColumnsPerThread;
-  const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
-  unsigned piece = thread / team;
+// Where a thread reads and writes first, and how many columns of the row are left from there.
+struct Place {
+  const int32_t* src;
+  int32_t* dst;
+  unsigned columns;
+};
+
+__device__ Place find(const SixTensors& six, unsigned piece, unsigned piece_columns, unsigned lane) {
   for (const Pair& pair : six.pairs) {
     if (piece >= pair.pieces) {
       piece -= pair.pieces;
       continue;
     }
     const unsigned row = piece / pair.pieces_per_row;
-    const unsigned first = piece % pair.pieces_per_row * team * kColumns + thread % team;
-    const int32_t* __restrict__ src = pair.src + row * pair.src_stride;
-    int32_t* __restrict__ dst = pair.dst + row * pair.dst_stride;
+    const unsigned column = piece % pair.pieces_per_row * piece_columns + lane;
+    const unsigned columns = column < pair.columns ? pair.columns - column : 0;
+    return {pair.src + row * pair.src_stride + column, pair.dst + row * pair.dst_stride + column, columns};
+  }
+  return {};
+}
+
+// A thread has as many elements whatever the threading: of its team's piece of a row those a team apart, or some a grid
+// apart, each of which is a piece of its own. All are loaded before the first is stored.
+template <Threading kThreading>
+__global__ void copy_six(const __grid_constant__ SixTensors six) {
+  const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
+  int32_t values[kElementsPerThread];
+  if constexpr (kThreading == Threading::Element) {
+    Place places[kElementsPerThread];
 #pragma unroll
-    for (unsigned i = 0; i < kColumns; ++i) {
-      const unsigned column = first + i * team;
-      if (column < pair.columns) dst[column] = src[column];
+    for (unsigned i = 0; i < kElementsPerThread; ++i) {
+      places[i] = find(six, thread + i * gridDim.x * blockDim.x, 1, 0);
+      if (places[i].columns > 0) values[i] = *places[i].src;
     }
-    return;
+#pragma unroll
+    for (unsigned i = 0; i < kElementsPerThread; ++i) {
+      if (places[i].columns > 0) *places[i].dst = values[i];
+    }
+  } else {
+    const unsigned team = kThreading == Threading::Warp ? 32 : blockDim.x;
+    const Place place = find(six, thread / team, team * kElementsPerThread, thread % team);
+#pragma unroll
+    for (unsigned i = 0; i < kElementsPerThread; ++i) {
+      if (i * team < place.columns) values[i] = place.src[i * team];
+    }
+#pragma unroll
+    for (unsigned i = 0; i < kElementsPerThread; ++i) {
+      if (i * team < place.columns) place.dst[i * team] = values[i];
+    }
   }
 }
 
@@ -33,15 +60,17 @@ __global__ void copy_six(const __grid_constant__ SixTensors six) {
 
 cudaError_t launch_copy_six(SixTensors six, Threading threading, int block_size, cudaStream_t stream) {
   const auto size = static_cast<unsigned>(block_size);
-  const unsigned team = threading == Threading::Element ? 1 : threading == Threading::Warp ? 32 : size;
-  const unsigned piece_columns = threading == Threading::Element ? 1 : team * kColumnsPerThread;
+  const bool by_element = threading == Threading::Element;
+  const unsigned team = threading == Threading::Warp ? 32 : size;
+  const unsigned piece_columns = by_element ? 1 : team * kElementsPerThread;
   unsigned pieces = 0;
   for (Pair& pair : six.pairs) {
     pair.pieces_per_row = (pair.columns + piece_columns - 1) / piece_columns;
     pair.pieces = pair.rows * pair.pieces_per_row;
     pieces += pair.pieces;
   }
-  const unsigned blocks = (pieces + size / team - 1) / (size / team);
+  const unsigned pieces_per_block = by_element ? size * kElementsPerThread : size / team;
+  const unsigned blocks = (pieces + pieces_per_block - 1) / pieces_per_block;
   switch (threading) {
     case Threading::Element: copy_six<Threading::Element><<<blocks, size, 0, stream>>>(six); break;
     case Threading::Warp: copy_six<Threading::Warp><<<blocks, size, 0, stream>>>(six); break;

@@ -1,4 +1,5 @@
-// A decode step's six tensors in one plain kernel, with three ways to divide the work among threads.
+// A decode step's six tensors in one plain kernel, with three ways to divide the work among threads, of which each has
+// eight elements in all of them.
 #pragma once
 
 #include <cuda_runtime_api.h>

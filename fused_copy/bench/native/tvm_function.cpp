@@ -1,4 +1,4 @@
-// The plain kernel as a tvm-ffi function of twelve tensors, destinations first.
+// The plain kernel as tvm-ffi functions of twelve tensors, destinations first, one for each threading.
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/c_env_api.h>
 #include <tvm/ffi/function.h>
@@ -29,6 +29,7 @@ Pair pair_of(const TensorView& destination, const TensorView& source) {
   return pair;
 }
 
+template <Threading kThreading>
 void copy_six(TensorView to_input_ids, TensorView to_out_loc, TensorView to_cu_seqlens_k, TensorView to_positions,
               TensorView to_seq_lens, TensorView to_page_table, TensorView input_ids, TensorView out_loc,
               TensorView cu_seqlens_k, TensorView positions, TensorView seq_lens, TensorView page_table) {
@@ -37,10 +38,12 @@ void copy_six(TensorView to_input_ids, TensorView to_out_loc, TensorView to_cu_s
                         pair_of(to_seq_lens, seq_lens), pair_of(to_page_table, page_table)}};
   const DLDevice device = page_table.device();
   const auto stream = static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
-  const cudaError_t error = launch_copy_six(six, Threading::Warp, kBlockSize, stream);
+  const cudaError_t error = launch_copy_six(six, kThreading, kBlockSize, stream);
   TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
 }
 
 }  // namespace
 
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(copy_six, copy_six);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(copy_six_by_element, copy_six<Threading::Element>);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(copy_six_by_warp, copy_six<Threading::Warp>);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(copy_six_by_block, copy_six<Threading::Block>);
