@@ -354,14 +354,22 @@ def _capture_copy(
         copy = fused_copy.Plan(buffers).capture(graph, *sets[0].values())
         if model:
             model()
+        else:  # a few kernels behind the copy, as launching a graph of one node is a case of its own
+            for buffer in buffers.values():
+                buffer[:1].add(1)
     return graph, copy
 
 
 @peer(GRAPH_REPLAY)
 def graph_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
-    """``graph.replay()`` alone, of a graph that holds one copy: what ``copy.update`` adds to."""
+    """``graph.replay()`` alone, of a graph of a copy and a few kernels: what ``copy.update`` adds to."""
     graph, _ = _capture_copy(buffers, sets, None)
-    return Peer([graph.replay] * len(sets), buffers, sets, capturable=False, copies=False)
+
+    def step(_: Sequence[torch.Tensor]) -> None:  # called as the other is, so that the difference is the update's
+        graph.replay()
+
+    calls = [partial(step, list(sources.values())) for sources in sets]
+    return Peer(calls, buffers, sets, capturable=False, copies=False)
 
 
 @peer(UPDATE_AND_REPLAY)
