@@ -32,7 +32,10 @@ def names_of_all_tests() -> set[str]:
 def test_every_hazard_has_tests(hazard, tests):
     assert tests, f"no test shows what happens with: {hazard}"
     assert all(name.startswith("test_") for name in tests)
-    assert not set(tests) - names_of_all_tests()
+
+
+def test_every_test_that_the_page_names_is_there():
+    assert not set(re.findall(r"`(test_\w*[^\W_])`", PAGE.read_text())) - names_of_all_tests()
 
 
 def test_rows_many_gib_apart(entry):

@@ -107,6 +107,33 @@ def test_out_of_memory_during_a_capture(tmp_path):
     assert "captured already" in printed or "not capturing" in printed, printed
 
 
+DROPPED = """
+    import fused_copy, os, torch
+    plan = fused_copy.Plan([torch.zeros(8, device="cuda")])
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, torch.ones(8).pin_memory())
+    copy.update(torch.ones(5).pin_memory())
+    graph.replay()
+    copy.update(torch.ones(6).pin_memory())
+    try:
+        torch.zeros(4, device="cuda")[torch.tensor([1 << 20], device="cuda")]
+        torch.cuda.synchronize()
+    except RuntimeError:
+        print("an error that stays")
+    del copy
+    print("done", flush=True)
+    os._exit(0)  # torch's own objects may not get over it
+"""
+
+
+@pytest.mark.capture
+@in_its_own_process
+def test_a_copy_that_is_dropped_after_an_error_that_stays(tmp_path):
+    """CUDA then tells no more when pinned sources were read: they must not be given back, and nobody must throw."""
+    assert run_script(DROPPED, tmp_path) == "an error that stays\ndone\n"
+
+
 FORKED = """
     import fused_copy, os, torch
     dst, src, pinned = torch.zeros(4, device="cuda"), torch.ones(3, device="cuda"), torch.ones(3).pin_memory()
