@@ -14,9 +14,14 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Tests that need GPUs are skipped without them, which a run that is there for them must not take for success.
+    expected = int(os.environ.get("FUSED_COPY_EXPECT_GPUS", "0"))
+    if torch.cuda.device_count() < expected:
+        raise pytest.UsageError(f"FUSED_COPY_EXPECT_GPUS={expected}, but torch sees {torch.cuda.device_count()}")
     config.addinivalue_line(
         "markers", "blocked: holds a stream back; a sanitizer, which may serialize launches, fails it"
     )
+    config.addinivalue_line("markers", "not_sanitized(why): left out by tools/sanitize.py")
     config.addinivalue_line("markers", "capture: records a CUDA graph (impossible with the caching allocator off)")
 
 

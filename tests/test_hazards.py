@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_copy
 
@@ -31,7 +32,10 @@ def names_of_all_tests() -> set[str]:
 def test_every_hazard_has_tests(hazard, tests):
     assert tests, f"no test shows what happens with: {hazard}"
     assert all(name.startswith("test_") for name in tests)
-    assert not set(tests) - names_of_all_tests()
+
+
+def test_every_test_that_the_page_names_is_there():
+    assert not set(re.findall(r"`(test_\w*[^\W_])`", PAGE.read_text())) - names_of_all_tests()
 
 
 def test_rows_many_gib_apart(entry):
@@ -56,3 +60,29 @@ def test_storage_of_a_source_freed_between_a_plans_calls():
     with pytest.raises(RuntimeError, match=r"pair 0 \('slots'\).*storage"):
         plan.replay(src)
     assert not dst.any()
+
+
+class Recorder(TorchDispatchMode):
+    """Every operator that is called within, as a tracer or a profiler sees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["function", "plan", "plan bound within"])
+def test_plain_tensors_under_a_dispatch_mode(way):
+    """The fast door must not slip past a mode: a tracer would record a program without its copies."""
+    dst, src, fill = torch.zeros(4), torch.ones(3), [7]
+    plan = fused_copy.Plan([dst], fill)
+    with Recorder() as recorder:
+        if way == "function":
+            fused_copy.replay([dst], [src], fill)
+        else:
+            (plan if way == "plan" else fused_copy.Plan([dst], fill)).replay(src)
+    assert recorder.seen == [torch.ops.fused_copy.replay.default]
+    assert dst.tolist() == [1, 1, 1, 7]

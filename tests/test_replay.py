@@ -11,10 +11,9 @@ import torch
 from arena import AWKWARD_BYTES, Arena, replay_in_calls
 from cases import (
     BYTE_DTYPES,
+    COUNTS,
     ITEMSIZES,
-    LARGE_COUNTS,
     LAYOUTS,
-    SMALL_COUNTS,
     after_step,
     count_batch,
     decode_buffers,
@@ -41,7 +40,7 @@ def test_every_layout_at_every_misalignment(entry, layout, itemsize):
 
 
 @pytest.mark.parametrize("itemsize", ITEMSIZES)
-@pytest.mark.parametrize("count", SMALL_COUNTS + LARGE_COUNTS)
+@pytest.mark.parametrize("count", COUNTS)
 def test_every_count_at_every_misalignment(entry, count, itemsize):
     arena = Arena(count_batch(count, itemsize), DEVICE)
     replay_in_calls(arena, entry)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,14 +32,22 @@ def run_tool(name: str, *arguments: object, folder: Path) -> subprocess.Complete
 
 
 def test_soak(tmp_path):
-    small = ("--device", "cpu", "--replays", 20_000, "--every", 100)
+    small = ("--device", "cpu", "--replays", 21_000, "--every", 100)
     run = run_tool("soak.py", *small, "--json", tmp_path / "soak.json", "--commit", "abc", folder=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
-    assert (found["cases"], found["checked"], found["faults"]) == (20_000, 200, 0)
-    assert found["ways"] == ["op", "plan"]
+    assert (found["cases"], found["checked"], found["faults"]) == (21_000, 210, 0)
+    assert found["ways"] == ["op", "plan with new sources", "casts and fills"]
     assert found["commit"] == "abc"
     assert found["tool_sha256"] == hashlib.sha256((TOOLS / "soak.py").read_bytes()).hexdigest()
+
+
+def test_soak_makes_sources_anew():
+    import soak
+
+    step = soak.make_ways(torch.device("cpu"))[0].steps[0]
+    for kept, new in zip(step.sources.values(), step.anew(), strict=True):
+        assert torch.equal(kept, new) and kept.data_ptr() != new.data_ptr()
 
 
 def test_soak_notices_a_byte_that_is_wrong():
@@ -166,10 +176,37 @@ def test_sanitize_stops_a_part_that_takes_too_long(tmp_path):
 def test_sanitize_parts_hold_every_test_once():
     import sanitize
 
-    off, on = (set(sanitize.collect(allocator)) for allocator in sanitize.ALLOCATORS)
-    assert off and on and not off & on
-    assert any("test_gpu_every_layout_at_every_misalignment" in test for test in off)
-    assert any("test_gpu_graph_copy" in test for test in on)
+    off, on = (sanitize.collect(marks) for _, marks in sanitize.ALLOCATORS.values())
+    left_out, every = sanitize.collect(sanitize.LEFT_OUT), sanitize.collect("")
+    assert sorted([*off, *on, *left_out]) == sorted(every)
+
+    def names(tests: list[str]) -> set[str]:
+        return {test.partition("::")[2].partition("[")[0] for test in tests}
+
+    in_both = {
+        "test_gpu_every_layout_at_every_misalignment",
+        "test_gpu_large_and_small_pairs_in_one_launch",
+        "test_gpu_large_and_small_casts_in_one_launch",
+    }
+    captured = {
+        "test_gpu_several_launches_of_a_call_in_a_graph",
+        "test_gpu_capture_among_other_kernels",
+        "test_update_changes_dtype_strides_and_kernel",
+        "test_more_launches_than_nodes_is_refused_and_leaves_the_graph",
+    }
+    assert in_both <= names(off) and in_both | captured <= names(on)
+    assert {"test_one_kernel_for_the_six_tensors", "test_more_rows_than_32_bits_count"} <= names(left_out)
+
+
+# --- GPUs that must be there ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("expected, status", [(0, 0), (99, pytest.ExitCode.USAGE_ERROR)])
+def test_no_gpu_where_gpus_are_expected(expected, status):
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "test_hazards.py"]
+    environment = os.environ | {"FUSED_COPY_EXPECT_GPUS": str(expected)}
+    run = subprocess.run(command, cwd=TOOLS.parent / "tests", env=environment, capture_output=True, text=True)
+    assert run.returncode == status, run.stdout + run.stderr
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
@@ -182,49 +219,113 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
     places = ("--page", page, "--results", results)
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
     assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
-    assert "No run on a GPU" in page.read_text()
-    small = ("--device", "cpu", "--replays", 2000, "--every", 100)
+    assert "No run has been" in page.read_text()
+    small = ("--device", "cpu", "--replays", 3000, "--every", 100)
     run_tool("soak.py", *small, "--json", results / "soak.json", "--commit", "abc", folder=tmp_path)
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
     assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| 2,000 replays |" in text and "commit abc" in text and "`soak.json`" in text
+    assert "| 3,000 replays |" in text and "commit abc" in text and "`soak.json`" in text
     assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 0
 
 
 # --- the fuzzer ---------------------------------------------------------------------------------------------------
 
 
-COMPILE = ["g++", "-std=c++20", "-O1", "-w", f"-I{TOOLS.parent / 'csrc'}", "-DFUSED_COPY_FUZZ_MAIN"]
+# Guards of csrc/planner.cpp, between @ where only what is beside one tells it from others, and what takes their place
+# where they are missing.
+GUARDS = {
+    "layout": ("@view.strided@ &", "true"),
+    "conjugate or negative bit": ("@!view.lazy@ &", "true"),
+    "dtype": ("@(view.dtype != DType::Unsupported)@ &", "true"),
+    "requires grad": ("@!view.requires_grad@ &", "true"),
+    "inference tensor": ("@!view.inference@ &", "true"),
+    "device": ("@holds_memory(view.device)@ &", "true"),
+    "rank beyond torch's": ("view.rank <= kMaxRank", "true"),
+    "no address": ("@view.address != 0@ &&", "true"),
+    "storage too small": ("bytes <= view.storage_bytes", "true"),
+    "too many bytes": ("bytes != kTooManyBytes", "true"),
+    "beyond the last address": ("view.address + static_cast<uint64_t>(bytes) >= view.address", "true"),
+    "empty but not plain": ("@!plain@ || std::any_of", "false"),
+    "negative size": ("std::any_of(view.sizes, view.sizes + view.rank, negative)", "false"),
+    "negative stride": ("std::any_of(view.strides, view.strides + view.rank, negative)", "false"),
+    "step that overflows": (
+        "__builtin_mul_overflow(view.sizes[d] - 1, view.strides[d], &step)",
+        "(__builtin_mul_overflow(view.sizes[d] - 1, view.strides[d], &step), false)",
+    ),
+    "extent that overflows": ("step > most - elements", "step > 2 * most - elements"),
+    "number of fills": ("fills != nullptr && fills->size() != views.size()", "false"),
+    "destinations' device": ("view.device != device_", "false"),
+    "fill": ("!encode_exactly(*fills_[i], view.dtype)", "false"),
+    "destination within itself": ("if (@shares_own_elements(view)@)", "false"),
+    "destination within itself, interleaved": ("if (@nested@) return false", "true"),
+    "destination in another": ("share_elements(views_[earlier.pair], views_[later.pair])", "false"),
+    "source in a destination": ("share_elements(source, destination)", "false"),
+    "source behind all that begins before it": ("furthest_[g - 1] <= begin", "true"),
+    "source before what begins behind it": ("end <= intervals_[g].begin", "true"),
+    "destination that spans others": ("std::max(furthest, later.end)", "later.end"),
+    "same memory: pair": ("@interval.pair == pair@ && source.address", "true"),
+    "same memory: address": ("source.address == destination.address", "true"),
+    "same memory: dtype": ("source.dtype == destination.dtype", "true"),
+    "same memory: strides": ("source.sizes[d] == 1 || source.strides[d] == destination.strides[d]", "true"),
+    "number of sources": ("sources.size() != views.size()", "false"),
+    "source's device": ("source.device != destination.device && !source.pinned", "false"),
+    "dtype pair": ("!(castable(source.dtype) && castable(destination.dtype))", "false"),
+    "ranks": ("source.rank != destination.rank", "false"),
+    "source larger": ("source.sizes[d] > destination.sizes[d]", "false"),
+    "dimensions after merging": ("dimensions <= kMaxDimensions", "true"),
+    "alignment of a cast": ("source.address % src_item != 0 || destination.address % dst_item != 0", "false"),
+    "tiles of a task": ("if (@tiles >= kTooManyTiles@)", "false"),
+    "tiles of a launch": ("header.tiles + tiles >= kTooManyTiles", "false"),
+    "words of a launch": ("needed > kMaxLaunchWords", "false"),
+}
+
+
+def with_switches(planner: str) -> str:
+    """The planner, of whose guards one is missing: the one whose number the environment's GUARD is, none for 0."""
+    switches = []
+    for number, (guard, replacement) in enumerate(GUARDS.values(), 1):
+        before, text, after = guard.split("@") if "@" in guard else ("", guard, "")
+        parts = (r"\s*".join(map(re.escape, part.split())) for part in (before, text, after))
+        found = list(re.finditer(r"{}\s*({})\s*{}".format(*parts), planner))
+        assert len(found) == 1, f"the planner has {guard!r} {len(found)} times: say anew where that guard is"
+        switches.append((*found[0].span(1), f"(missing == {number} ? ({replacement}) : ({text}))"))
+    for begin, end, switch in sorted(switches, reverse=True):
+        planner = planner[:begin] + switch + planner[end:]
+    return f'#include <cstdlib>\nstatic const int missing = std::atoi(std::getenv("GUARD"));\n{planner}'
 
 
 @pytest.fixture(scope="module")
-def fuzz_target(tmp_path_factory) -> Path:
+def fuzzer(tmp_path_factory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    target = tmp_path_factory.mktemp("fuzz") / "target.o"
-    subprocess.run([*COMPILE, "-c", TOOLS.parent / "tests/fuzz/planner_fuzz.cpp", "-o", target], check=True)
-    return target
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "planner.cpp").write_text(with_switches((TOOLS.parent / "csrc/planner.cpp").read_text()))
+    command = ["g++", "-std=c++20", "-O1", "-w", f"-I{TOOLS.parent / 'csrc'}", "-DFUSED_COPY_FUZZ_MAIN", "-c", "-o"]
+    checks = ["-D_GLIBCXX_ASSERTIONS", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+    sources = {"target": TOOLS.parent / "tests/fuzz/planner_fuzz.cpp", "planner": folder / "planner.cpp"}
+    compilers = [
+        subprocess.Popen([*command, folder / f"{name}.o", source, *(checks if name == "planner" else ["-fwrapv"])])
+        for name, source in sources.items()
+    ]
+    assert not any([compiler.wait() for compiler in compilers])
+    subprocess.run(["g++", folder / "target.o", folder / "planner.o", "-o", folder / "fuzz"], check=True)
+    return folder / "fuzz"
 
 
-@pytest.mark.parametrize(
-    ("guard", "without"),
-    [
-        (None, None),
-        ("source.sizes[d] > destination.sizes[d]", "false"),
-        ("share_elements(source, destination)", "false"),
-        ("bytes <= view.storage_bytes", "true"),
-    ],
-    ids=["as it is", "source larger", "source in a destination", "storage too small"],
-)
-def test_fuzz_target_finds_a_guard_that_is_missing(fuzz_target, tmp_path, guard, without):
-    """The target is itself tested: a planner without one of its guards must not pass."""
-    planner = (TOOLS.parent / "csrc/planner.cpp").read_text()
-    if guard is not None:
-        assert planner.count(guard) == 1, "the planner no longer has this guard: choose another"
-        planner = planner.replace(guard, without)
-    (tmp_path / "planner.cpp").write_text(planner)
-    subprocess.run([*COMPILE, fuzz_target, tmp_path / "planner.cpp", "-o", tmp_path / "fuzz"], check=True)
-    run = subprocess.run([tmp_path / "fuzz", "2", "0"], capture_output=True, text=True, timeout=100)
-    assert (run.returncode == 0) == (guard is None), run.stdout + run.stderr
+def fuzz(fuzzer: Path, guard: int, seconds: int) -> subprocess.CompletedProcess[str]:
+    # Without a guard it may loop and take memory until there is none.
+    command = ["sh", "-c", 'ulimit -v 1000000 && exec "$0" "$@"', fuzzer, str(seconds), "0"]
+    return subprocess.run(command, env={"GUARD": str(guard)}, capture_output=True, text=True, timeout=100)
+
+
+def test_fuzz_target_passes_the_planner_as_it_is(fuzzer):
+    run = fuzz(fuzzer, 0, seconds=3)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_fuzz_target_finds_a_guard_that_is_missing(fuzzer, guard):
+    """Every guard has something that would notice: a planner without it must not pass. Most take milliseconds."""
+    assert fuzz(fuzzer, 1 + list(GUARDS).index(guard), seconds=60).returncode != 0

@@ -1,4 +1,4 @@
-"""Writes what was run on GPUs into docs/reliability.md, from the files in benchmarks/results/reliability.
+"""Writes what was run into docs/reliability.md, from the files in benchmarks/results/reliability.
 
 usage: python tools/reliability_table.py [--check]
 
@@ -34,7 +34,7 @@ def table(files: Iterable[Path]) -> str:
     """A row for each file, and what raising calls cost where that was measured."""
     found = [(path, json.loads(path.read_text())) for path in files]
     if not found:
-        return "No run on a GPU has been recorded yet."
+        return "No run has been recorded yet."
     lines = ["| what | cases | seconds | faults | where | file |", "|---|---:|---:|---:|---|---|"]
     for path, one in found:
         cells = [one["what"], f"{one['cases']:,} {one['unit']}", f"{one['seconds']:,.0f}", str(one["faults"])]

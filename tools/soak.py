@@ -2,10 +2,11 @@
 
 usage: python tools/soak.py [--replays 10000000] [--seconds S] [--every 1000] [--device cpu] [--json FILE]
 
-One thread for each GPU takes turns among the ways to copy: the op, a plan, a plan with pinned sources, and the updated
-node of a graph that is then replayed. Every so many replays a step is compared, whole buffers, with ``copy_``. The
-host's and the GPUs' memory must stay what it was when a tenth was done. Exits with 1 where a byte was wrong, memory
-grew, or a call raised.
+One thread for each GPU takes turns among the ways to copy: the op, plans whose sources are made anew for each step and
+freed right after the call, on the GPU and in pinned memory, a plan with casts and fills, and the updated node of a
+graph that is then replayed; and among inference mode, no_grad and grad mode. Every so many replays a step is compared,
+whole buffers, with ``copy_``. The host's and the GPUs' memory must stay what it was when a tenth was done. Exits with 1
+where a byte was wrong, memory grew, or a call raised.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,31 @@ STEPS = 128
 MAX_GROWTH = 16 << 20
 """Bytes of host memory, or of a GPU's, that may come on top after a tenth of the replays."""
 
+MODES = (torch.inference_mode, torch.no_grad, torch.enable_grad)
+
+FILL = {"out_loc": 0, "seq_lens": 1, "page_table": -1}
+WIDE = ("input_ids", "out_loc", "positions")  # int64 in most engines
+
 Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch's sources, and one tensor of all their elements, from which they can be made anew."""
+
+    sources: Tensors
+    packed: torch.Tensor
+    pin: bool = False
+
+    @classmethod
+    def of(cls, sources: Tensors, *, pin: bool = False) -> Step:
+        return cls(sources, torch.cat([tensor.flatten() for tensor in sources.values()]), pin)
+
+    def anew(self) -> list[torch.Tensor]:
+        """Tensors of the same contents that nobody else holds."""
+        packed = torch.empty_like(self.packed, pin_memory=self.pin).copy_(self.packed)
+        *rows, page_table = packed.split([tensor.numel() for tensor in self.sources.values()])
+        return [*rows, page_table.view(self.sources["page_table"].shape)]
 
 
 @dataclass
@@ -41,8 +66,9 @@ class Way:
 
     name: str
     buffers: Tensors
-    steps: list[Tensors]
-    copy: Callable[[Tensors], None]
+    steps: list[Step]
+    copy: Callable[[Step], None]
+    fill: dict[str, int] = field(default_factory=dict)
     replays: int = 0
 
 
@@ -56,29 +82,31 @@ class Worker:
     checks: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def run(self, rounds: Iterator[int], every: int) -> None:
+    def run(self, rounds: Iterable[int], every: int) -> None:
         """Take turns until ``rounds`` ends, or something is wrong."""
         try:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            with torch.inference_mode():  # as engines run their decode loops
-                for _ in rounds:
+            for number in rounds:
+                with MODES[number % len(MODES)]():
                     for way in self.ways:
                         self._run_and_check(way, every)
-                    if self.faults:
-                        return
+                if self.faults:
+                    return
         except Exception as error:
             self.faults.append(f"{self.device}: {type(error).__name__}: {error}")
 
     def _run_and_check(self, way: Way, every: int) -> None:
         copy = way.copy
         at = way.replays
-        for sources in itertools.islice(itertools.cycle(way.steps), at % STEPS, at % STEPS + every - 1):
-            copy(sources)
-        sources = way.steps[(at + every - 1) % STEPS]
+        for step in itertools.islice(itertools.cycle(way.steps), at % STEPS, at % STEPS + every - 1):
+            copy(step)
+        step = way.steps[(at + every - 1) % STEPS]
         expected = {name: buffer.clone() for name, buffer in way.buffers.items()}
-        copy_each(expected, sources)
-        copy(sources)
+        for name, number in way.fill.items():
+            expected[name].fill_(number)
+        copy_each(expected, step.sources)
+        copy(step)
         way.replays += every
         self.replays += every
         self.checks += 1
@@ -86,6 +114,17 @@ class Worker:
             if not torch.equal(buffer, expected[name]):
                 place = f"{self.device}, {way.name}, replay {way.replays}"
                 self.faults.append(f"{place}: {name} is not what copy_ makes it")
+
+
+def run_together(workers: list[Worker], rounds: range, every: int, end: float) -> None:
+    """The rounds on every device at once, none that would begin after ``end`` on the monotonic clock."""
+    threads = []
+    for worker in workers:
+        in_time = itertools.takewhile(lambda _: time.monotonic() < end, rounds)
+        threads.append(threading.Thread(target=worker.run, args=(in_time, every)))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
 
 
 def main() -> int:
@@ -104,27 +143,12 @@ def main() -> int:
     names = [way.name for way in workers[0].ways]
     rounds = max(args.replays // (args.every * len(names) * len(workers)), 10)
     begin = time.monotonic()
-
-    def until_done() -> Iterator[int]:
-        return (i for i in range(rounds) if time.monotonic() - begin < args.seconds)
-
-    threads = [threading.Thread(target=worker.run, args=(until_done(), args.every)) for worker in workers]
-    for thread in threads:
-        thread.start()
     # The first tenth warms up: kernels load, allocators and queues find their size.
-    warm: list[int] | None = None
-    while any(thread.is_alive() for thread in threads):
-        time.sleep(0.05)
-        done = sum(worker.replays for worker in workers)
-        if warm is None and (done > args.replays / 10 or time.monotonic() - begin > args.seconds / 10):
-            warm = memory_in_use(devices)
-    for thread in threads:
-        thread.join()
-    for device in devices:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+    run_together(workers, range(rounds // 10), args.every, begin + args.seconds / 10)
+    warm = memory_in_use(devices)
+    run_together(workers, range(rounds // 10, rounds), args.every, begin + args.seconds)
+    growth = [now - then for now, then in zip(memory_in_use(devices), warm, strict=True)]
     seconds = time.monotonic() - begin
-    growth = [now - then for now, then in zip(memory_in_use(devices), warm or memory_in_use(devices), strict=True)]
     faults = [fault for worker in workers for fault in worker.faults]
     for place, more in zip(["the host", *map(str, devices)], growth, strict=False):
         if more > MAX_GROWTH:
@@ -154,43 +178,53 @@ def main() -> int:
 def make_ways(device: torch.device) -> list[Way]:
     """All the ways that the device has. Graphs are captured here, one after another."""
     loop = DecodeLoop(max_bs=32, max_seq_len=512, prompt_len=(4, 400), new_tokens=(4, 64), seed=1, device=device)
-    steps = [next(loop).sources for _ in range(STEPS)]
+    steps = [Step.of(next(loop).sources) for _ in range(STEPS)]
+    wide = [
+        Step.of({name: tensor.long() if name in WIDE else tensor for name, tensor in step.sources.items()})
+        for step in steps
+    ]
 
     def buffers() -> Tensors:
         return capture_buffers(loop.max_bs, loop.max_seq_len, device)
 
-    for_op, for_plan = buffers(), buffers()
-    op_destinations, plan = list(for_op.values()), fused_copy.Plan(for_plan)
+    for_op, for_plan, for_fills = buffers(), buffers(), buffers()
+    op_destinations = list(for_op.values())
+    plan, filling_plan = fused_copy.Plan(for_plan), fused_copy.Plan(for_fills, FILL)
     ways = [
-        Way("op", for_op, steps, lambda s: torch.ops.fused_copy.replay(op_destinations, list(s.values()))),
-        Way("plan", for_plan, steps, lambda s: plan.replay(*s.values())),
+        Way("op", for_op, steps, lambda s: torch.ops.fused_copy.replay(op_destinations, list(s.sources.values()))),
+        Way("plan with new sources", for_plan, steps, lambda s: plan.replay(*s.anew())),
+        Way("casts and fills", for_fills, wide, lambda s: filling_plan.replay(*s.sources.values()), FILL),
     ]
     if device.type == "cuda":
         for_pinned, for_graph = buffers(), buffers()
         pinned_plan, graph_plan = fused_copy.Plan(for_pinned), fused_copy.Plan(for_graph)
-        pinned = [{name: tensor.cpu().pin_memory() for name, tensor in step.items()} for step in steps]
+        on_host = ({name: tensor.cpu() for name, tensor in step.sources.items()} for step in steps)
+        pinned = [Step.of(sources, pin=True) for sources in on_host]
         with torch.cuda.device(device):
-            plan.replay(*steps[0].values())  # loads the kernel
+            plan.replay(*steps[0].anew())  # loads the kernel
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph(keep_graph=True)
             # A stream of this device: torch.cuda.graph's own belongs to the GPU that it was first used on.
             with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-                node = graph_plan.capture(graph, *steps[0].values())
+                node = graph_plan.capture(graph, *steps[0].sources.values())
             graph.instantiate()
 
-        def update_and_replay(s: Tensors) -> None:
-            node.update(*s.values())
+        def update_and_replay(s: Step) -> None:
+            node.update(*s.anew())
             graph.replay()
 
         ways += [
-            Way("plan with pinned sources", for_pinned, pinned, lambda s: pinned_plan.replay(*s.values())),
-            Way("update", for_graph, steps, update_and_replay),
+            Way("plan with new pinned sources", for_pinned, pinned, lambda s: pinned_plan.replay(*s.anew())),
+            Way("update with new sources", for_graph, steps, update_and_replay),
         ]
     return ways
 
 
 def memory_in_use(devices: list[torch.device]) -> list[int]:
-    """Of this process on the host, and of each GPU, in bytes."""
+    """Of this process on the host, and of each GPU, in bytes, once all work is done."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     gpus = (torch.cuda.mem_get_info(device) for device in devices if device.type == "cuda")
     return [resident, *(total - free for free, total in gpus)]

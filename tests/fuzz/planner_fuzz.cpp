@@ -97,7 +97,9 @@ constexpr std::array kDTypesBySize = {DType::Int32,      DType::Int64,     DType
 
 void any_flags(Input& in, TensorView& view) {
   if (!in.rarely()) return;
-  const uint8_t bits = in.byte();
+  // Mostly one alone, so that no other one is the reason for a refusal.
+  const uint8_t pick = in.byte();
+  const uint8_t bits = pick < 192 ? 1 << pick % 8 : in.byte();
   view.strided = !(bits & 1);
   view.lazy = bits & 2;
   view.requires_grad = bits & 4;
@@ -231,6 +233,62 @@ bool holds(DType dtype, double value) {
   }
 }
 
+// --- what one pair alone can get wrong, without the planner's arithmetic ---------------------------------------------
+
+bool is_empty(const TensorView& view) {
+  return std::find(view.sizes, view.sizes + view.rank, 0) != view.sizes + view.rank;
+}
+
+// From the first byte to the last, with a number that is beyond all memory for all larger ones.
+__int128 extent_of(const TensorView& view) {
+  constexpr __int128 beyond = __int128{1} << 100;
+  if (is_empty(view)) return 0;
+  __int128 elements = 1;
+  for (int64_t d = 0; d < view.rank; ++d)
+    elements = std::min(beyond, elements + static_cast<__int128>(view.sizes[d] - 1) * view.strides[d]);
+  return elements * dtype_size(view.dtype);
+}
+
+bool tensor_is_right(const TensorView& view) {
+  if (!view.strided || view.lazy || view.requires_grad || view.inference || view.dtype == DType::Unsupported ||
+      view.device.type > DeviceType::Cuda || view.rank > 64) {
+    return false;
+  }
+  for (int64_t d = 0; d < view.rank; ++d) {
+    if (view.sizes[d] < 0 || view.strides[d] < 0) return false;
+  }
+  const __int128 bytes = extent_of(view);
+  return bytes == 0 || (view.address != 0 && bytes <= view.storage_bytes && view.address + bytes <= __int128{1} << 64);
+}
+
+// Whether the pair is right but for what it shares with itself and others.
+bool pair_is_right(const Case& call, size_t i) {
+  const TensorView& dst = call.dst[i].view;
+  const TensorView& src = call.src[i].view;
+  if (!tensor_is_right(dst) || !tensor_is_right(src)) return false;
+  if (dst.device != call.dst[0].view.device || (src.device != dst.device && !src.pinned)) return false;
+  const bool castable = static_cast<int>(dst.dtype) < kCastableDTypes && static_cast<int>(src.dtype) < kCastableDTypes;
+  if (src.dtype != dst.dtype && !castable) return false;
+  if (src.rank != dst.rank) return false;
+  for (int64_t d = 0; d < src.rank; ++d) {
+    if (src.sizes[d] > dst.sizes[d]) return false;
+  }
+  if (call.has_fills && call.fills[i] && !holds(dst.dtype, *call.fills[i])) return false;
+  const auto misaligned = [](const TensorView& view) {
+    return view.address % static_cast<uint64_t>(dtype_size(view.dtype)) != 0;
+  };
+  return src.dtype == dst.dtype || is_empty(src) || !(misaligned(src) || misaligned(dst));
+}
+
+// Whether there is one of each for every pair, and each pair alone is right.
+bool pairs_are_right(const Case& call) {
+  if (call.dst.size() != call.src.size() || (call.has_fills && call.fills.size() != call.dst.size())) return false;
+  for (size_t i = 0; i < call.dst.size(); ++i) {
+    if (!pair_is_right(call, i)) return false;
+  }
+  return true;
+}
+
 // --- what the launches do --------------------------------------------------------------------------------------------
 
 // Every run of bytes that a tile writes, by the walk of each lane of the GPU: visit(task, dst, src, dst bytes, src
@@ -294,6 +352,7 @@ void check_form(const Case& call, const PlannedLaunch& launch) {
   const LaunchHeader& header = launch.header();
   if (launch.used_words > kMaxLaunchWords) fail(call, "a launch is beyond the parameter limit");
   if (header.tasks == 0 || header.tiles == 0) fail(call, "a launch of nothing");
+  if (header.tiles >> 31) fail(call, "more tiles than divide() can number");
   const uint32_t* first_tiles = launch_first_tiles(launch.params.words);
   for (uint32_t i = 0; i < header.tasks; ++i) {
     if (i == 0 ? first_tiles[i] != 0 : first_tiles[i] <= first_tiles[i - 1]) fail(call, "a task without tiles");
@@ -356,9 +415,10 @@ Case small_case(Input& in) {
   call.src.resize(pairs);
   uint64_t dst_end = kDstArena, src_end = kSrcArena;
   const int64_t most = in.rarely() ? 1 << 14 : 1 << 11;
+  const bool columns = in.byte() >= 232;  // the destinations are blocks of one buffer's columns
   const auto place = [&](Tensor& tensor, uint64_t& end, uint64_t begin, DType dtype) {
     finish(tensor, end, dtype, device);
-    int64_t bytes = byte_extent(tensor.view);
+    auto bytes = static_cast<int64_t>(std::min<__int128>(extent_of(tensor.view), INT64_MAX));
     if (bytes > 16 * most) {
       std::fill(tensor.sizes.begin(), tensor.sizes.end(), 1);
       bytes = dtype_size(dtype);
@@ -368,7 +428,8 @@ Case small_case(Input& in) {
       tensor.view.address = end += where % 32;
       end += static_cast<uint64_t>(bytes);
     } else {
-      tensor.view.address = begin + (in.byte() << 8 | in.byte()) % (end - begin + 1);
+      const uint64_t back = where < 250 ? in.byte() << 8 | in.byte() : in.byte();
+      tensor.view.address = end - back % (end - begin + 1);
       end = std::max(end, tensor.view.address + static_cast<uint64_t>(bytes));
     }
     tensor.view.storage_bytes = bytes;
@@ -376,7 +437,7 @@ Case small_case(Input& in) {
   for (size_t i = 0; i < pairs; ++i) {
     Tensor& dst = call.dst[i];
     Tensor& src = call.src[i];
-    const size_t rank = in.rarely() ? in.byte() % 9 : in.byte() % 5;
+    const size_t rank = columns ? 2 : in.rarely() ? in.byte() % 9 : in.byte() % 5;
     int64_t elements = 1;
     for (size_t d = 0; d < rank; ++d) {
       int64_t size = small_size(in);
@@ -387,27 +448,35 @@ Case small_case(Input& in) {
       dst.sizes.push_back(size + (more < 254 ? more % 4 : 0));
     }
     if (in.rarely()) src.sizes.push_back(1);
+    const bool like_the_last = i > 0 && in.rarely();
+    if (like_the_last) src.sizes = dst.sizes = call.dst[i - 1].sizes;
     choose_strides(in, dst, false);
     choose_strides(in, src, true);
     const uint8_t types = in.byte();
-    const DType dtype = types < 192 ? kDTypesBySize[types % kDTypesBySize.size()] : any_dtype(in);
+    const DType dtype = like_the_last ? call.dst[i - 1].view.dtype
+                        : types < 192 ? kDTypesBySize[types % kDTypesBySize.size()]
+                                      : any_dtype(in);
     DType other = dtype;
     if (const uint8_t cast = in.byte(); cast >= 128) {
       other = cast < 240 ? static_cast<DType>(cast % kCastableDTypes) : any_dtype(in);
     }
+    if (columns) dst.strides = {32, 1};
     place(dst, dst_end, kDstArena, dtype);
+    if (columns) dst.view.address = kDstArena + in.byte() % 4 * 16 * dtype_size(dtype) + in.byte() % 16;
     if (const uint8_t shared = in.byte(); shared >= 248) {
       place(src, dst_end, kDstArena, other);
-      if (shared >= 254) {
-        src.view.address = dst.view.address;
-        for (size_t d = 0; shared == 255 && d < std::min(rank, src.strides.size()); ++d)
-          src.strides[d] = dst.strides[d];
-        src.view.storage_bytes = std::min<int64_t>(byte_extent(src.view), 1 << 20);
+      if (shared >= 252) {
+        // The memory of a destination, this pair's or the last one's: the very same, laid out otherwise, or beside it.
+        const Tensor& at = call.dst[i > 0 && in.byte() % 2 ? i - 1 : i];
+        src.view.address = at.view.address + (shared == 252 ? dtype_size(other) : 0);
+        for (size_t d = 0; shared != 253 && d < std::min(at.strides.size(), src.strides.size()); ++d)
+          src.strides[d] = at.strides[d];
+        src.view.storage_bytes = static_cast<int64_t>(std::min<__int128>(extent_of(src.view), 1 << 20));
       }
     } else {
       place(src, src_end, kSrcArena, other);
     }
-    if (in.rarely()) dst.view.device = src.view.device = {DeviceType::Cuda, 1};
+    if (in.rarely()) dst.view.device = src.view.device = {static_cast<DeviceType>(1 + in.byte() % 3), 1};
     any_flags(in, dst.view);
     any_flags(in, src.view);
     if (call.has_fills) call.fills.push_back(any_fill(in));
@@ -445,16 +514,6 @@ struct Cell {
   friend bool operator==(const Cell&, const Cell&) = default;
 };
 
-bool plain(const TensorView& view) {
-  return view.strided && !view.lazy && !view.requires_grad && !view.inference && view.dtype != DType::Unsupported &&
-         view.device.type <= DeviceType::Cuda;
-}
-
-bool fits_storage(const TensorView& view) {
-  const int64_t bytes = byte_extent(view);
-  return bytes == 0 || (view.address != 0 && bytes <= view.storage_bytes);
-}
-
 // What the call must do, worked out element by element. None: it must be refused.
 struct Reference {
   std::vector<Cell> cells;      // of the destination arena
@@ -464,14 +523,12 @@ struct Reference {
   bool may_be_refused = false;  // more dimensions than may be left after merging
 
   explicit Reference(const Case& call) {
-    if (call.dst.size() != call.src.size() || (call.has_fills && call.fills.size() != call.dst.size())) return;
-    for (size_t i = 0; i < call.dst.size(); ++i) {
-      if (!check_alone(call, i)) return;
-    }
+    if (!pairs_are_right(call)) return;
+    may_be_refused = std::ranges::any_of(call.dst, [](const Tensor& dst) { return dst.view.rank > 4; });
     uint64_t end = kDstArena;
     for (const std::vector<Tensor>* tensors : {&call.dst, &call.src}) {
       for (const auto& [sizes, strides, view] : *tensors) {
-        if (view.address < kSrcArena) end = std::max(end, view.address + static_cast<uint64_t>(byte_extent(view)));
+        if (view.address < kSrcArena) end = std::max(end, view.address + static_cast<uint64_t>(extent_of(view)));
       }
     }
     cells.resize(end - kDstArena);
@@ -484,27 +541,6 @@ struct Reference {
       if (!copy(call, i)) return;
     }
     valid = true;
-  }
-
-  bool check_alone(const Case& call, size_t i) {
-    const TensorView& dst = call.dst[i].view;
-    const TensorView& src = call.src[i].view;
-    if (!plain(dst) || !plain(src) || !fits_storage(dst) || !fits_storage(src)) return false;
-    if (dst.device != call.dst[0].view.device || (src.device != dst.device && !src.pinned)) return false;
-    const bool castable =
-        static_cast<int>(dst.dtype) < kCastableDTypes && static_cast<int>(src.dtype) < kCastableDTypes;
-    if (src.dtype != dst.dtype && !castable) return false;
-    if (src.rank != dst.rank) return false;
-    for (int64_t d = 0; d < src.rank; ++d) {
-      if (src.sizes[d] > dst.sizes[d]) return false;
-    }
-    if (call.has_fills && call.fills[i] && !holds(dst.dtype, *call.fills[i])) return false;
-    const auto misaligned = [](const TensorView& view) {
-      return view.address % static_cast<uint64_t>(dtype_size(view.dtype)) != 0;
-    };
-    if (src.dtype != dst.dtype && byte_extent(src) > 0 && (misaligned(src) || misaligned(dst))) return false;
-    may_be_refused |= dst.rank > 4;
-    return true;
   }
 
   bool own_destination(const TensorView& view, int pair) {
@@ -636,23 +672,29 @@ Case wild_case(Input& in) {
   const Device device{in.byte() % 2 ? DeviceType::Cuda : DeviceType::Cpu, 0};
   call.has_fills = in.byte() % 2;
   const bool huge = in.rarely();  // each about as much as one launch can number the tiles of
+  const bool far = in.rarely();   // one step reaches about as far as a tensor may, among small ones
   call.dst.resize(pairs);
   call.src.resize(pairs);
   for (size_t i = 0; i < pairs; ++i) {
     const size_t rank = huge ? 1 : in.rarely() ? in.byte() % 70 : in.byte() % 7;
+    const uint8_t far_dimension = far ? in.byte() : 0;
     for (Tensor* tensor : {&call.dst[i], &call.src[i]}) {
       const bool any = in.rarely();
       int64_t step = 1;
       for (size_t d = 0; d < rank; ++d) {
-        const int64_t size = huge ? int64_t{1} << 42 : wild_number(in);
+        const int64_t size = huge ? int64_t{1} << 42 : far ? 1 + in.byte() % 4 : wild_number(in);
         tensor->sizes.push_back(any || tensor == &call.dst[i] ? size : std::min(size, call.dst[i].sizes[d]));
         // Strides that grow keep elements apart, so that some calls go through.
         tensor->strides.push_back(any ? wild_number(in) : step);
         if (__builtin_mul_overflow(step, std::max<int64_t>(size, 1), &step) || step < 0) step = INT64_MAX;
         if (in.byte() >= 224 && step < INT64_MAX / 2) step += wild_number(in) & 0xFFFF;
       }
+      if (far && rank > 0) {
+        tensor->sizes[far_dimension % rank] = 2;
+        tensor->strides[far_dimension % rank] = (INT64_MAX >> (4 + in.byte() % 3)) - (in.byte() << 6);
+      }
     }
-    const DType dtype = any_dtype(in);
+    const DType dtype = far ? DType::Complex128 : any_dtype(in);
     const uint64_t apart = uint64_t{1} << 61;
     finish(call.dst[i], in.rarely() ? in.word() | apart * 7 : apart * (2 * i) + (1 << 20) + in.byte() % 32, dtype,
            device);
@@ -671,7 +713,7 @@ struct Range {
   uint64_t begin;
   uint64_t bytes;
   explicit Range(const Tensor& tensor)
-      : begin(tensor.view.address), bytes(static_cast<uint64_t>(byte_extent(tensor.view))) {}
+      : begin(tensor.view.address), bytes(static_cast<uint64_t>(extent_of(tensor.view))) {}
   bool holds(uint64_t first, int64_t count) const {
     const auto size = static_cast<uint64_t>(count);
     return first >= begin && size <= bytes && first - begin <= bytes - size;
@@ -679,16 +721,9 @@ struct Range {
 };
 
 void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
-  for (const Tensor& tensor : call.dst) {
-    if (tensor.view.rank > 64) fail(call, "planned more dimensions than torch has");
-  }
+  if (!pairs_are_right(call)) fail(call, "planned what is to be refused");
   const std::vector<Range> dst_ranges(call.dst.begin(), call.dst.end());
   const std::vector<Range> src_ranges(call.src.begin(), call.src.end());
-  for (const std::vector<Range>* ranges : {&dst_ranges, &src_ranges}) {
-    for (const Range& range : *ranges) {
-      if (range.begin + range.bytes < range.begin) fail(call, "planned a tensor that goes beyond the last address");
-    }
-  }
   for (const PlannedLaunch& launch : launches) {
     check_form(call, launch);
     const LaunchHeader& header = launch.header();

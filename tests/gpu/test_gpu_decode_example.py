@@ -2,10 +2,12 @@
 
 import pytest
 from decode_example import NAMES, decode, forgetting, run
+from test_gpu_replay import too_large
 
 pytestmark = pytest.mark.capture
 
 
+@too_large
 def test_five_ways_decode_the_same_over_thousands_of_replays():
     results = run(list(decode.WAYS), steps=1000, device="cuda")
     assert results["steps"] * len(results["rows"]) == 5000 and results["requests"] > 50

@@ -7,7 +7,7 @@ import mmap
 import pytest
 import torch
 from test_environment import run_script
-from test_gpu_replay import all_equal, decode, refused_untouched, two_gpus
+from test_gpu_replay import all_equal, decode, in_its_own_process, refused_untouched, two_gpus
 
 import fused_copy
 
@@ -49,12 +49,14 @@ BAD_LAUNCH = """
 """
 
 
+@in_its_own_process
 def test_a_launch_that_cuda_refuses_is_an_error_and_leaves_none_behind(entry, tmp_path):
     told = run_script(BAD_LAUNCH, tmp_path, WAY=entry.name)
     if entry.tells_why:
         assert "fused_copy: the launch failed: cudaError" in told
 
 
+@in_its_own_process
 def test_a_plans_launch_that_cuda_refuses(tmp_path):
     assert "fused_copy: the launch failed: cudaError" in run_script(BAD_LAUNCH, tmp_path, WAY="plan")
 
@@ -96,12 +98,40 @@ OUT_OF_MEMORY = """
 """
 
 
+@in_its_own_process
 @pytest.mark.capture
 def test_out_of_memory_during_a_capture(tmp_path):
     """The copy allocates nothing, so it is the model that runs out. What the capture left behind must not be used."""
     printed = run_script(OUT_OF_MEMORY, tmp_path)
     assert printed.startswith("out of memory\n")
     assert "captured already" in printed or "not capturing" in printed, printed
+
+
+DROPPED = """
+    import fused_copy, os, torch
+    plan = fused_copy.Plan([torch.zeros(8, device="cuda")])
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, torch.ones(8).pin_memory())
+    copy.update(torch.ones(5).pin_memory())
+    graph.replay()
+    copy.update(torch.ones(6).pin_memory())
+    try:
+        torch.zeros(4, device="cuda")[torch.tensor([1 << 20], device="cuda")]
+        torch.cuda.synchronize()
+    except RuntimeError:
+        print("an error that stays")
+    del copy
+    print("done", flush=True)
+    os._exit(0)  # torch's own objects may not get over it
+"""
+
+
+@pytest.mark.capture
+@in_its_own_process
+def test_a_copy_that_is_dropped_after_an_error_that_stays(tmp_path):
+    """CUDA then tells no more when pinned sources were read: they must not be given back, and nobody must throw."""
+    assert run_script(DROPPED, tmp_path) == "an error that stays\ndone\n"
 
 
 FORKED = """
@@ -141,6 +171,7 @@ FORKED = """
 """
 
 
+@in_its_own_process
 def test_fork_after_cuda_was_used(tmp_path):
     """CUDA does not survive a fork: the child is told so, can still copy on the CPU, and the parent goes on."""
     *told, host, _ = run_script(FORKED, tmp_path).splitlines()

@@ -35,6 +35,8 @@ from test_gpu_replay import (
     device_work,
     needs_caching,
     on_gpu,
+    on_streams_of_their_own,
+    profiled,
     refused_untouched,
     run_modes,
     warm_up,
@@ -303,6 +305,22 @@ def test_pinned_view_outlives_its_base(entry):
     assert (dst[60:] == 0).all()
 
 
+def test_threads_with_pinned_sources_on_streams_of_their_own(entry):
+    """Each source is freed right after its call, long before its stream has read it: no thread may get its memory."""
+    warm_up(entry)
+    steps, n = 200, 1 << 12
+
+    def work(k: int) -> None:
+        dst = torch.zeros(steps, n, dtype=INT, device="cuda")
+        torch.cuda._sleep(20_000_000 * (k + 1))
+        values = range(steps * k, steps * (k + 1))
+        for row, value in zip(dst, values, strict=True):
+            entry([row], [torch.empty(n, dtype=INT, pin_memory=True).fill_(value)])
+        assert torch.equal(dst.cpu(), torch.tensor(values, dtype=INT)[:, None].expand(steps, n))
+
+    on_streams_of_their_own(work)
+
+
 @needs_caching
 def test_pinned_memory_comes_back(entry):
     """Held until it was read and no longer: a step loop must not eat the host's memory."""
@@ -373,6 +391,7 @@ def test_captured_pinned_sources_are_read_at_every_replay(entry):
 # --- launches -----------------------------------------------------------------------------------------------------
 
 
+@profiled
 @pytest.mark.parametrize("n", [1, 6, 24])
 def test_one_kernel_for_any_mix(entry, n):
     """Copies, casts, fills and pinned sources, all layouts: counted by the profiler, by name."""
@@ -384,6 +403,7 @@ def test_one_kernel_for_any_mix(entry, n):
     arena.check()
 
 
+@profiled
 @pytest.mark.parametrize("n", [CAPACITY - 1, CAPACITY, CAPACITY + 1, 2 * CAPACITY + 1, 5000])
 def test_as_few_kernels_as_fit(entry, n):
     buffer = torch.zeros(n, 4, dtype=INT, device="cuda")
@@ -405,6 +425,7 @@ def long_mix() -> Arena:
     return arena
 
 
+@profiled
 def test_gpu_thousands_of_mixed_pairs_in_one_call(entry, long_mix):
     names = kernels(lambda: entry(long_mix.dst, long_mix.src, long_mix.fill))
     assert len(names) == fused_copy.explain(long_mix.dst, long_mix.src, long_mix.fill).launches

@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import torch
+from test_gpu_replay import in_its_own_process
 from torch import distributed
 
 import fused_copy
@@ -70,5 +71,6 @@ def serve(rank: int, port: int) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < RANKS, reason="needs two GPUs")
 @pytest.mark.skipif(not (distributed.is_available() and distributed.is_nccl_available()), reason="needs NCCL")
 @pytest.mark.capture
+@in_its_own_process
 def test_graphs_with_an_all_reduce_and_the_copy():
     torch.multiprocessing.spawn(serve, args=(free_port(),), nprocs=RANKS)

@@ -16,10 +16,9 @@ import torch
 from arena import AWKWARD_BYTES, Arena, replay_in_calls
 from cases import (
     BYTE_DTYPES,
+    COUNTS,
     ITEMSIZES,
-    LARGE_COUNTS,
     LAYOUTS,
-    SMALL_COUNTS,
     after_step,
     count_batch,
     decode_buffers,
@@ -40,6 +39,10 @@ needs_caching = pytest.mark.skipif(
     os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING", "0") != "0", reason="is about the caching allocator, which is off"
 )
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+profiled = pytest.mark.not_sanitized("torch's profiler and the sanitizer cannot both follow the GPU")
+too_large = pytest.mark.not_sanitized("would take the sanitizer longer than all others together")
+in_its_own_process = pytest.mark.not_sanitized("the sanitizer does not follow other processes")
 
 
 @contextmanager
@@ -124,7 +127,7 @@ def test_gpu_every_layout_at_every_misalignment(entry, run, layout):
 
 
 @run_modes
-@pytest.mark.parametrize("count", SMALL_COUNTS + LARGE_COUNTS)
+@pytest.mark.parametrize("count", COUNTS)
 def test_gpu_every_count_at_every_misalignment(entry, run, count):
     pairs = [p for itemsize in ITEMSIZES for p in count_batch(count, itemsize)]
     check(Arena(pairs, "cuda"), entry, run)
@@ -230,6 +233,7 @@ FIRST_CALL_IS_CAPTURED = """
 """
 
 
+@in_its_own_process
 @pytest.mark.capture
 def test_gpu_first_call_of_the_process_may_be_under_capture(tmp_path):
     in_a_process_of_its_own(FIRST_CALL_IS_CAPTURED, tmp_path)
@@ -249,6 +253,7 @@ def device_work(call: Callable[[], object]) -> list[str]:
     return [name for name in on_device if "Sync" not in name]  # a wait is no work: some versions list ours
 
 
+@profiled
 def test_the_profiler_sees_the_copies():
     """The counter counts: without this, the next tests would pass on a profiler that sees nothing."""
     dst, src, _ = decode()
@@ -260,12 +265,14 @@ def one_launch(names: list[str]) -> bool:
     return len(names) == 1 and "fused_copy" in names[0]
 
 
+@profiled
 def test_one_kernel_for_the_six_tensors(entry):
     dst, src, _ = decode()
     names = device_work(lambda: entry(dst, src))
     assert one_launch(names), names
 
 
+@profiled
 @pytest.mark.parametrize("n", [1, 2, 32, 200])
 def test_one_kernel_for_lists_of_dense_pairs(entry, n):
     dst = [torch.zeros(256, dtype=torch.int64, device="cuda") for _ in range(n)]
@@ -274,12 +281,14 @@ def test_one_kernel_for_lists_of_dense_pairs(entry, n):
     assert one_launch(names), names
 
 
+@profiled
 def test_one_kernel_for_mixed_layouts_and_dtypes(entry):
     arena = Arena(mixed_batch(64), "cuda")
     names = device_work(lambda: entry(arena.dst, arena.src))
     assert one_launch(names), names
 
 
+@profiled
 @pytest.mark.parametrize(
     "size, offset",
     [((0,), 0), ((1,), 0), ((1 << 22,), 0), ((1 << 22,), 1)],
@@ -292,12 +301,14 @@ def test_one_kernel_at_most_whatever_the_size(entry, size, offset):
     assert one_launch(names) or (size == (0,) and not names), names
 
 
+@profiled
 def test_nothing_to_copy_is_no_work(entry):
     same = torch.zeros(64, device="cuda")
     assert len(device_work(lambda: entry([same], [same]))) <= 1
     assert device_work(lambda: entry([], [])) == []
 
 
+@profiled
 @pytest.mark.capture
 def test_one_node_per_call_in_a_captured_graph(entry):
     dst, src, _ = decode()
@@ -393,32 +404,41 @@ def test_source_freed_right_after_the_call(entry):
         assert [int(d.unique()) for d in dst] == [3 * step + k for k in range(3)]
 
 
-def test_threads_with_streams_of_their_own(entry):
-    warm_up(entry)
+def on_streams_of_their_own(work: Callable[[int], None], count: int = 4) -> None:
+    """work(0), work(1) and so on at once, each in a thread and on a stream of its own."""
     errors: list[BaseException] = []
-    barrier = threading.Barrier(4)
+    barrier = threading.Barrier(count)
 
-    def work(k: int) -> None:
+    def run(k: int) -> None:
         try:
             with torch.cuda.stream(torch.cuda.Stream()):
-                arena = Arena(mixed_batch(32, seed=k), "cuda", seed=k)
                 barrier.wait(timeout=60)
-                for seed in range(10):
-                    arena.rewrite_sources(seed)
-                    arena.reset_destinations()
-                    for _ in range(20):
-                        entry(arena.dst, arena.src)
-                    arena.check()
+                work(k)
         except BaseException as error:
             barrier.abort()
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert not errors, errors
+
+
+def test_threads_with_streams_of_their_own(entry):
+    warm_up(entry)
+
+    def work(k: int) -> None:
+        arena = Arena(mixed_batch(32, seed=k), "cuda", seed=k)
+        for seed in range(10):
+            arena.rewrite_sources(seed)
+            arena.reset_destinations()
+            for _ in range(20):
+                entry(arena.dst, arena.src)
+            arena.check()
+
+    on_streams_of_their_own(work)
 
 
 # --- devices ------------------------------------------------------------------------------------------------------
@@ -565,6 +585,7 @@ FREED_ON_GPU = """
 """
 
 
+@in_its_own_process
 def test_gpu_freed_storage(tmp_path):
     """In a process of its own: an illegal access leaves the whole process without a GPU."""
     in_a_process_of_its_own(FREED_ON_GPU, tmp_path)
@@ -613,6 +634,7 @@ def only(buffer: torch.Tensor, value: int) -> bool:
     return all(bool((buffer[i : i + step] == value).all()) for i in range(0, buffer.numel(), step))
 
 
+@too_large
 @pytest.mark.parametrize("lead", [0, 3], ids=["aligned", "misaligned"])
 def test_more_than_4_gib_in_one_run(entry, big, lead):
     n, guard = 4 * GiB + 4097, 1 << 20
@@ -623,6 +645,7 @@ def test_more_than_4_gib_in_one_run(entry, big, lead):
     assert only(dst[lead + n :], POISON)
 
 
+@too_large
 @pytest.mark.skipif(
     torch.cuda.is_available() and torch.cuda.get_device_properties(0).total_memory < 40 * GiB,
     reason="needs a GPU of 40 GiB",
@@ -635,6 +658,7 @@ def test_more_rows_than_32_bits_count(entry, big):
     assert same(dst[:, 3:], torch.full((1, 1), POISON, dtype=torch.uint8, device="cuda").expand(rows, 1))
 
 
+@too_large
 def test_rows_more_than_4_gib_apart(entry, big):
     """Little to copy, but far apart: the offsets, not the counts, need 64 bits."""
     pitch, width = 2 * GiB + 12345, 1001
@@ -647,6 +671,7 @@ def test_rows_more_than_4_gib_apart(entry, big):
         assert only(dst[row * pitch + width : end], POISON)
 
 
+@too_large
 def test_source_rows_more_than_4_gib_apart(entry, big):
     pitch, width = 2 * GiB + 12345, 1001
     far = pattern(big(2 * pitch + 4096)).as_strided((3, width), (pitch, 1))
@@ -657,6 +682,7 @@ def test_source_rows_more_than_4_gib_apart(entry, big):
     assert only(dst[:, width:].contiguous(), POISON)
 
 
+@too_large
 def test_more_than_2_to_the_31_elements_in_many_rows(entry, big):
     rows, width, pitch = (1 << 22) + 3, 1021, 1024
     dst = big((rows + 1) * pitch).fill_(POISON).view(rows + 1, pitch)
