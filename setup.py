@@ -1,14 +1,20 @@
 """Builds the binary: with GPU code where nvcc is found, for the CPU alone where it is not or FUSED_COPY_CPU_ONLY=1."""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
 from torch.utils import cpp_extension
 
-# Machine code for every GPU generation that CUDA 12.9 and 13 both know, and PTX for those to come.
+# Machine code for every GPU generation that CUDA 12.9 and 13 both know. PTX for the one that they name differently, of
+# compute capability 11.0, and for those to come: the driver compiles PTX for any newer GPU.
 GPU_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+PTX = "100"
+OLDEST_CUDA = (12, 9)
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem != "no_gpu")
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", f"-ffile-prefix-map={Path.cwd()}=."]
 
@@ -26,11 +32,22 @@ def find_cuda_home() -> str | None:
     ]
     for candidate in filter(None, candidates):
         if Path(candidate, "bin/nvcc").exists() and Path(candidate, "include/cuda_runtime.h").exists():
+            check_version(Path(candidate, "bin/nvcc"))
             return str(candidate)
     return None
 
 
+def check_version(nvcc: Path) -> None:
+    release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    if (found := tuple(map(int, release.groups()))) < OLDEST_CUDA:
+        sys.exit(
+            "fused_copy: {} is of CUDA {}.{}, and GPU code needs {}.{} or newer: set CUDA_HOME to such a CUDA, or "
+            "FUSED_COPY_CPU_ONLY=1 to build for CPU tensors alone".format(nvcc, *found, *OLDEST_CUDA)
+        )
+
+
 def extension():
+    cuda_home = find_cuda_home()
     import pybind11
 
     arguments = {
@@ -39,7 +56,6 @@ def extension():
         "extra_compile_args": {"cxx": CXX_FLAGS},
         "extra_link_args": ["-Wl,--no-undefined-version", "-Wl,--exclude-libs,ALL", "-s"],
     }
-    cuda_home = find_cuda_home()
     if cuda_home is None:
         print("fused_copy: building for CPU tensors alone: no nvcc was found (set CUDA_HOME), or FUSED_COPY_CPU_ONLY=1")
         built = cpp_extension.CppExtension(sources=[*SOURCES, "csrc/no_gpu.cpp"], **arguments)
@@ -49,7 +65,6 @@ def extension():
         cpp_extension.CUDA_HOME = cuda_home
         cpp_extension._check_cuda_version = lambda *_: None
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in GPU_ARCHITECTURES]
-        newest = GPU_ARCHITECTURES[-1]
         arguments["extra_compile_args"]["nvcc"] = [
             "-std=c++20",
             "-O3",
@@ -57,7 +72,8 @@ def extension():
             "-Xfatbin=-compress-all",
             "-Xcompiler=-fvisibility=hidden",
             *code,
-            f"-gencode=arch=compute_{newest},code=compute_{newest}",
+            f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
+            f"-DFUSED_COPY_PTX={PTX}",
         ]
         arguments["extra_link_args"] += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
         built = cpp_extension.CUDAExtension(sources=[*SOURCES, "csrc/kernel.cu"], **arguments)

@@ -22,7 +22,8 @@ void launch_nothing(int device_index);
 // What nvcc built: nothing where there was none.
 struct GpuBuild {
   int cuda_version;                    // as CUDART_VERSION
-  std::span<const int> architectures;  // of machine code; the last one also has PTX
+  std::span<const int> architectures;  // of machine code
+  int ptx;                             // 100 for compute capability 10.0
 };
 extern const GpuBuild kGpuBuild;
 

@@ -110,12 +110,12 @@ py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle n
 
 // What the binary was built with and for; None where that is the CPU alone.
 py::object build_info() {
-  const auto& [cuda_version, architectures] = kGpuBuild;
+  const auto& [cuda_version, architectures, ptx] = kGpuBuild;
   if (architectures.empty()) return py::none();
   py::tuple machine_code(architectures.size());
   for (size_t i = 0; i < architectures.size(); ++i) machine_code[i] = architectures[i] / 10;
   return py::dict(py::arg("cuda") = cuda_version, py::arg("machine_code") = machine_code,
-                  py::arg("ptx") = py::make_tuple(architectures.back() / 10));
+                  py::arg("ptx") = py::make_tuple(ptx));
 }
 
 // None where the destinations are for the dispatcher.

@@ -356,7 +356,7 @@ constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // 750 for compute capab
 
 }  // namespace
 
-extern const GpuBuild kGpuBuild = {CUDART_VERSION, kArchitectures};
+extern const GpuBuild kGpuBuild = {CUDART_VERSION, kArchitectures, FUSED_COPY_PTX};
 
 void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index) {
   const auto stream = static_cast<cudaStream_t>(current_stream(device_index));

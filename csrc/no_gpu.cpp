@@ -9,9 +9,8 @@ extern const GpuBuild kGpuBuild = {};
 
 void launch_on_gpu(std::span<const PlannedLaunch>, int) {
   throw std::runtime_error(
-      "fused_copy: this build has no GPU code: it was made without nvcc or with FUSED_COPY_CPU_ONLY=1. Put nvcc 12.9 "
-      "or "
-      "newer on PATH, or its folder into CUDA_HOME, and build again");
+      "fused_copy: this build has no GPU code. Install the GPU build: pip install --force-reinstall --no-deps "
+      "fused-copy; or put nvcc 12.9 or newer on PATH and build again");
 }
 
 std::optional<uint64_t> pinned_address(uint64_t, int64_t, int) { return std::nullopt; }

@@ -1,5 +1,6 @@
 """A decode: a small Llama-style model, a paged KV cache, CUDA graphs, and five ways to fill the graphs' static buffers.
 
+    pip install '.[bench]'
     python examples/decode.py [--steps 2000] [--ways copy_,plan,update] [--json FILE]
 
 The model's weights are random; everything else is what a serving engine does. Requests join with a prompt, which is
@@ -11,8 +12,10 @@ On a CPU the model runs eagerly, and there is no graph whose copy could be updat
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +31,7 @@ from torch import nn
 
 import fused_copy
 from fused_copy.bench.report import machine
-from fused_copy.bench.timing import Timing, launches
+from fused_copy.bench.timing import Timing
 from fused_copy.decode import DecodeLoop, Request, Step, capture_buffers, copy_each
 
 Tensors = Mapping[str, torch.Tensor]
@@ -231,15 +234,22 @@ class Way:
         return tokens
 
     def launches(self, step: Step) -> int | None:
-        """What the fill enqueues, beside the graph. None on a CPU."""
+        """The kernels, copies and memsets that the fill enqueues, beside the graph. None on a CPU."""
         if not self.graphs:
             return None
-        return 0 if self.copies else launches(lambda: self.fills[step.bs](step.sources))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            self.fills[step.bs](step.sources)
+            torch.cuda.synchronize()
+        names = [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+        return sum("Sync" not in name for name in names)  # some versions list the wait
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way: host time of its fill, and of the whole step from the fill to the tokens on the host, in us."""
+    """One way: host time of its fill, and of the whole step from the fill to the tokens on the host, in us.
+
+    ``share`` is of the time of all steps together: the ratio of the means, not of the medians.
+    """
 
     way: str
     launches: int | None
@@ -287,7 +297,7 @@ def run(names: Sequence[str], steps: int, loop: DecodeLoop, config: Config, seed
     for way in ways:
         fill_us, step_us = way.fill_us[warm:], way.step_us[warm:]
         share = round(sum(fill_us) / sum(step_us), 4)
-        results.append(Row(way.name, way.launches(step), quantiles(fill_us), quantiles(step_us), share))
+        results.append(Row(way.name, way.launches(step), summary(fill_us), summary(step_us), share))
     return {
         "model": asdict(config) | {"dtype": "float32"},
         "loop": {
@@ -303,9 +313,10 @@ def run(names: Sequence[str], steps: int, loop: DecodeLoop, config: Config, seed
     }
 
 
-def quantiles(us: Sequence[float]) -> dict[str, float]:
+def summary(us: Sequence[float]) -> dict[str, float]:
     timing = Timing(tuple(us))
-    return {"median": round(timing.median, 2), "p10": round(timing.p10, 2), "p90": round(timing.p90, 2)}
+    found = {"median": timing.median, "p10": timing.p10, "p90": timing.p90, "mean": statistics.fmean(us)}
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def show(results: dict, console: Console) -> None:
@@ -348,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    parser.add_argument("--commit", default=os.environ.get("FUSED_COPY_COMMIT"), help="the measured commit")
+    parser.add_argument("--commit", default=os.environ.get("FUSED_COPY_COMMIT"), help="the package's commit")
     args = parser.parse_args(argv)
     names = args.ways.split(",")
     if unknown := set(names) - set(WAYS):
@@ -368,10 +379,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     config = Config(**{name: getattr(args, name) for name in asdict(Config())})
     try:
-        results = {"machine": machine(device, args.commit)} | run(names, args.steps, loop, config, args.seed)
+        results = run(names, args.steps, loop, config, args.seed)
     except WrongToken as error:
         print(f"WRONG: {error}", file=sys.stderr)
         return 1
+    # The commit is the package's, which was built before; this file may have changed since.
+    form = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    results = {"machine": machine(device, args.commit), "script_sha256": form} | results
     show(results, Console())
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")

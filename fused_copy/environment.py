@@ -81,7 +81,7 @@ class Environment:
         if not binary.has_gpu_code:
             yield (
                 "this fused-copy has no GPU code, but this machine has a GPU: pip install --force-reinstall "
-                "fused-copy, or build with nvcc 12.9 or newer on PATH"
+                "--no-deps fused-copy; or put nvcc 12.9 or newer on PATH and build again"
             )
         elif binary.cuda is not None and driver.cuda is not None:
             if driver.cuda[0] < binary.cuda[0]:

@@ -107,11 +107,13 @@ def test_metadata(tmp_path, old, new, problem):
 def test_contents(tmp_path):
     files = installed()
     files["fused_copy/notes.txt"] = b"left over"
+    files["fused_copy/ops.py"] += b"# edited"
     del files["fused_copy/py.typed"]
     files[f"{INFO}/licenses/LICENSE"] += b"and more"
     assert problems(tmp_path, files, tag()) == [
         "lacks fused_copy/py.typed",
         "has files that do not belong there: fused_copy/notes.txt",
+        "has other contents than the tree in fused_copy/ops.py",
         "its LICENSE is not the project's",
     ]
 

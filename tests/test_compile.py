@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
-from itertools import islice
 
 import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
-from decode_example import SMALL, decode, small_loop
+from compiled import INT, StaticBuffers, aot_package, check_aot_package, check_decode_in_one_graph
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,7 +18,6 @@ import fused_copy
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch, while it imports inductor
 
-INT = torch.int32
 replay_op = torch.ops.fused_copy.replay
 
 needs_compiler = pytest.mark.skipif(
@@ -228,79 +222,31 @@ def test_reduce_overhead(entry):
 
 
 @needs_compiler
-@torch.inference_mode()
 def test_inside_a_compiled_decode_step():
-    """The fill and the model that reads the buffers, in one graph: the same tokens as both on their own."""
-    torch.manual_seed(1)
-    model = decode.Llama(dataclasses.replace(SMALL, layers=1))
-    loop = small_loop()
-    eager, compiled = decode.Way("copy_", model, loop), decode.Way("copy_", model, loop)
-
-    rows = {name: loop.max_bs + (name == "cu_seqlens_k") for name in compiled.buffers}
-
-    def step(buffers, sources):
-        fused_copy.replay(buffers, sources)
-        return model({name: b[: rows[name]] for name, b in buffers.items()}, compiled.cache)
-
-    compiled_step = torch.compile(step, fullgraph=True, dynamic=True)
-    # A batch of one would be compiled for itself.
-    for index, sources in enumerate(made.sources for made in islice(loop, 12) if made.bs > 1):
-        sources["input_ids"].remainder_(SMALL.vocab)
-        decode.copy_each(eager.buffers, sources)
-        eager.decode(loop.max_bs)
-        tokens, codes = run_and_get_code(compiled_step, compiled.buffers, sources)
-        assert torch.equal(tokens, eager.next_tokens), index
-        for code in codes:  # of a step that had to be compiled
-            body = body_of_call(code)
-            assert body.count("torch.ops.fused_copy.replay.default(") == 1
-            for buffer in re.search(r"replay\.default\(\[(.*?)\]", body)[1].split(", "):
-                assert buffer.startswith("arg"), f"a destination is {buffer}, not the static buffer itself"
-
-
-class StaticBuffers(torch.nn.Module):
-    """A step whose static buffers are the module's own."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("ids", torch.full((8,), 99, dtype=INT))
-        self.register_buffer("table", torch.full((8, 40), 99, dtype=INT))
-
-    def forward(self, ids, table):
-        replay_op([self.ids, self.table], [ids, table])
-        return self.ids * 2, self.table.sum()
+    generated = check_decode_in_one_graph("cpu")
+    assert generated
+    for code in generated:
+        body = body_of_call(code)
+        assert body.count("torch.ops.fused_copy.replay.default(") == 1
+        for buffer in re.search(r"replay\.default\(\[(.*?)\]", body)[1].split(", "):
+            assert buffer.startswith("arg"), f"a destination is {buffer}, not the static buffer itself"
 
 
 @needs_compiler
 def test_aot_inductor_package(tmp_path):
-    """Exported, compiled ahead of time, and run by a process that only loads the package and the op."""
-    sizes = {"bs": torch.export.Dim("bs", min=2, max=8), "width": torch.export.Dim("width", min=2, max=40)}
-    exported = torch.export.export(
-        StaticBuffers(),
-        (torch.zeros(3, dtype=INT), torch.zeros(3, 17, dtype=INT)),
-        dynamic_shapes=({0: sizes["bs"]}, {0: sizes["bs"], 1: sizes["width"]}),
-    )
-    package = torch._inductor.aoti_compile_and_package(
-        exported,
-        package_path=str(tmp_path / "step.pt2"),
-        inductor_configs={"cpp_cache_precompile_headers": False},
-    )
-    runs = """
-        import sys, torch, fused_copy
-        import torch._inductor.codecache  # torch 2.10's loader forgets to
-        step = torch._inductor.aoti_load_package(sys.argv[1])
-        for n, width in [(3, 17), (5, 9)]:
-            doubled, total = step(torch.arange(n, dtype=torch.int32), torch.ones(n, width, dtype=torch.int32))
-            print(doubled.tolist(), total.item())
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(runs), package], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    first = 99 * (8 * 40 - 3 * 17) + 3 * 17
-    second = first - 98 * (2 * 9)  # rows 3 and 4; the rows above them hold ones that far already
-    assert done.stdout.splitlines() == [
-        f"[0, 2, 4, 198, 198, 198, 198, 198] {first}",
-        f"[0, 2, 4, 6, 8, 198, 198, 198] {second}",
-    ]
+    check_aot_package(tmp_path, "cpu")
+
+
+@needs_compiler
+def test_aot_inductor_package_with_fill(tmp_path):
+    """The loader says that it cannot, or it is filled."""
+    package = aot_package(StaticBuffers(fill=[-1, 0]), tmp_path)
+    try:
+        step = torch._inductor.aoti_load_package(package)
+    except RuntimeError as error:
+        assert "NYI: Unsupported list type as_floats" in str(error)
+    else:
+        assert step(torch.arange(3, dtype=INT), t(3, 17))[0].tolist() == [0, 2, 4, *[-2] * 5]
 
 
 def test_order_among_other_mutations_is_kept(entry):
@@ -395,8 +341,7 @@ def test_mistakes_are_found_while_compiling(entry, mistake):
 
 # --- a known bug of torch.compile ---------------------------------------------------------------------------------
 # Up to torch 2.14 inductor turns `y = x.clone(); op([x], [y])` into `op([x], [x])` (pytorch issue 198031): the clone is
-# dropped as useless while the graph is functional, and then `x` is found free to be written in place. No release has
-# the fix that pytorch pull request 198260 proposes; the first test below passes where one does.
+# dropped as useless while the graph is functional, and then `x` is found free to be written in place.
 
 
 def shift_left(x: torch.Tensor) -> torch.Tensor:
@@ -412,7 +357,7 @@ def overwrite_clone(x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_compiler
-@pytest.mark.xfail(strict=False, reason="pytorch issue 198031", raises=RuntimeError)
+@pytest.mark.xfail(torch.__version__ < "2.15", strict=True, reason="pytorch issue 198031", raises=RuntimeError)
 def test_known_bug_clone_of_the_destination_as_source():
     x = torch.arange(8.0)
     expected = shift_left(x.clone())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -28,7 +29,9 @@ def test_every_way_decodes_the_same():
     assert [row["way"] for row in results["rows"]] == ["copy_", "foreach", "op", "plan"]
     for row in results["rows"]:
         assert row["launches"] is None
-        assert 0 < row["fill"]["median"] < row["step"]["median"] and 0 < row["share"] < 1
+        fill, step = row["fill"], row["step"]
+        assert 0 < fill["median"] < step["median"]
+        assert row["share"] == pytest.approx(fill["mean"] / step["mean"], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,6 +102,7 @@ def test_command_line(tmp_path):
     assert "tokens are the same in copy_, foreach, op, plan" in " ".join(done.stdout.split())
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["machine"]["gpu"] is None and len(results["rows"]) == 4
+    assert results["script_sha256"] == hashlib.sha256((EXAMPLES / "decode.py").read_bytes()).hexdigest()
 
 
 def test_readme_table_is_made_of_a_run(tmp_path):
@@ -122,4 +126,8 @@ def test_readme_table_is_made_of_a_run(tmp_path):
     lines = readme.read_text().splitlines()
     assert [line.split(" | ")[1] for line in lines if line.startswith("| ")] == ["launches", "0", "1", "2", "3"]
     assert f"all {run_of_a_gpu['tokens']} tokens the same" in readme.read_text()
+    assert "commit abc, the script's form not recorded," in readme.read_text()
+    (results / "decode-gpu-2026-01-01.json").write_text(json.dumps(run_of_a_gpu | {"script_sha256": "0123456789abcd"}))
+    subprocess.run(command, check=True)
+    assert "commit abc, the script's SHA-256 0123456789ab...," in readme.read_text()
     assert lines[0] == "before" and lines[-1] == "after"

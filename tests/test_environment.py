@@ -14,6 +14,8 @@ import torch
 
 from fused_copy._library import _C
 
+ROOT = Path(__file__).parents[1]
+
 
 def run_script(script: str, folder: Path, **environment: str) -> str:
     """What it printed, in a process of its own and away from the clone. Its last line must be "done"."""
@@ -64,6 +66,29 @@ def test_no_gpu_for_the_command_line(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 2
     assert "sees no GPU" in run.stderr
+
+
+def test_nvcc_too_old(tmp_path):
+    """Building stops before anything is compiled, and says how to go on without that nvcc."""
+    pytest.importorskip("setuptools")
+    for name, content in {"bin/nvcc": "#!/bin/sh\necho release 12.8, V12.8.93", "include/cuda_runtime.h": ""}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    (tmp_path / "bin/nvcc").chmod(0o755)
+    environment = {**os.environ, "CUDA_HOME": str(tmp_path), "FUSED_COPY_CPU_ONLY": "0"}
+    setup = [sys.executable, "setup.py", "--version"]
+    run = subprocess.run(setup, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1
+    assert f"{tmp_path}/bin/nvcc is of CUDA 12.8, and GPU code needs 12.9 or newer" in run.stderr
+    assert "FUSED_COPY_CPU_ONLY=1" in run.stderr
+
+
+@pytest.mark.skipif(_C.has_gpu_code, reason="the build has GPU code")
+def test_cpu_only_build_says_what_to_install():
+    with pytest.raises(RuntimeError, match="has no GPU code") as error:
+        _C.launch_nothing(0)
+    for way in ("pip install --force-reinstall --no-deps fused-copy", "nvcc 12.9 or newer on PATH"):
+        assert way in str(error.value)
 
 
 OLD_DRIVER = """

@@ -15,7 +15,7 @@ from fused_copy.__main__ import main
 from fused_copy.environment import Binary, Driver, Environment, Gpu
 
 H200 = Gpu("NVIDIA H200", (9, 0), 150 << 30)
-BINARY = Binary(True, (12, 9), (75, 80, 86, 89, 90, 100, 120), (120,))
+BINARY = Binary(True, (12, 9), (75, 80, 86, 89, 90, 100, 120), (100,))
 GOOD = Environment(BINARY, Driver("580.10", (13, 0), (H200,)), "2.11.0+cu130", "13.0", torch_sees_gpus=True)
 
 
@@ -90,16 +90,18 @@ def test_driver_that_does_not_work():
     ]
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 7), (9, 0), (10, 3), (12, 0), (12, 1), (13, 0)])
+@pytest.mark.parametrize(
+    "capability", [(7, 5), (8, 0), (8, 6), (8, 7), (9, 0), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0)]
+)
 def test_covered_architectures(capability):
     assert on(capability) == []
 
 
-@pytest.mark.parametrize("capability", [(7, 0), (6, 1), (11, 0)])
+@pytest.mark.parametrize("capability", [(7, 0), (6, 1)])
 def test_uncovered_architectures(capability):
     (problem,) = on(capability)
     assert problem.startswith(f"GPU 0 (some GPU): compute capability {capability[0]}.{capability[1]}: ")
-    assert "machine code for sm 75, 80, 86, 89, 90, 100, 120 and PTX 120, none of which runs there" in problem
+    assert "machine code for sm 75, 80, 86, 89, 90, 100, 120 and PTX 100, none of which runs there" in problem
 
 
 def test_ptx_needs_a_driver_as_new_as_its_cuda():

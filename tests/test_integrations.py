@@ -7,12 +7,12 @@ them and runs mini-sglang's own graph runner.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
-import re
 import subprocess
 import sys
 import textwrap
+import typing
 from itertools import groupby, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,23 +70,34 @@ BACK_ENDS = {"fa": "FAMetadata", "trtllm": "TRTLLMMetadata"}
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
-def test_minisgl_fills_what_six_copies_fill(back_end):
+def test_minisgl_fills_what_six_copies_fill(back_end, monkeypatch):
     loop = DecodeLoop(max_bs=8, max_seq_len=64, prompt_len=(2, 40), new_tokens=(2, 20))
     expected, filled = (capture_buffers(loop.max_bs, loop.max_seq_len) for _ in range(2))
     added = functions("mini-sglang", f"python/minisgl/attention/{back_end}.py")
     added[BACK_ENDS[back_end]] = SimpleNamespace
     attention = SimpleNamespace(capture=SimpleNamespace(**filled), capture_bs=loop.capture_sizes)
     attention.replay_buffers = lambda: added["replay_buffers"](attention)
+    attention.replay_sources = lambda batch: added["replay_sources"](attention, batch)
     runner = SimpleNamespace(buffer=SimpleNamespace(**filled), attn_backend=attention)
-    plan = functions("mini-sglang", "python/minisgl/engine/graph.py")["_plan_fused_copy"](runner)
+    graph = "python/minisgl/engine/graph.py"
+    runner.copy_plan = functions("mini-sglang", graph)["_plan_fused_copy"](runner)
+    replay = block("mini-sglang", graph, "+", "copy_plan.replay(")
 
     for step in islice(loop, 50):
         copy_each(expected, step.sources)
         batch = SimpleNamespace(padded_size=step.bs, **step.sources)
         names = {"cu_seqlens_k": "cu_seqlens_k", "cache_seqlens": "seq_lens", "page_table": "page_table"}
         batch.attn_metadata = SimpleNamespace(**{ours: step.sources[name] for ours, name in names.items()})
-        plan.replay(batch.input_ids, batch.out_loc, batch.positions, *added["replay_sources"](attention, batch))
+        exec(replay, {"self": runner, "batch": batch})
         assert all(torch.equal(filled[name], expected[name]) for name in expected)
+
+    for where, name in [(batch, name) for name in ("input_ids", "out_loc", "positions")] + [
+        (batch.attn_metadata, name) for name in names
+    ]:
+        with monkeypatch.context() as patch, pytest.raises(AssertionError):
+            patch.setattr(where, name, getattr(where, name)[:-1])
+            exec(replay, {"self": runner, "batch": batch})
+    assert all(torch.equal(filled[name], expected[name]) for name in expected)
 
 
 def test_minisgl_back_ends_that_say_nothing_prepare_as_before():
@@ -110,18 +121,23 @@ def test_minisgl_flag_is_off_by_default():
 # --- SGLang -------------------------------------------------------------------------------------------------------
 
 
+REGISTRY = "python/sglang/srt/model_executor/cuda_graph_buffer_registry.py"
+
+
 @pytest.mark.parametrize("policy", ["FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE"])
 def test_sglang_resets_with_the_copy_what_it_copies_and_resets(policy):
-    added = functions("sglang", "python/sglang/srt/model_executor/cuda_graph_buffer_registry.py")
+    added: dict = {}
+    exec("from __future__ import annotations\n" + block("sglang", REGISTRY, "+", "def tail_fill("), added)
     names = ("FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE")
     added["PaddingPolicy"], added["torch"] = SimpleNamespace(**{name: name for name in names}), torch
     batch = SimpleNamespace(seq_lens=torch.zeros(3), without=None)
 
-    def is_filled(**changed):
+    def tail_fill(**changed):
         slot = {"buffer": SimpleNamespace(is_cuda=True), "copy_from_fb": True, "source_fn": None, "name": "seq_lens"}
-        return added["fills_tail_with_copy"](SimpleNamespace(padding_policy=policy, **slot | changed), batch)
+        slot |= {"padding_policy": policy, "pad_value": 7}
+        return added["tail_fill"](SimpleNamespace(**slot | changed), batch)
 
-    assert is_filled() == (policy in ("FILL_SENTINEL", "ZERO"))
+    assert tail_fill() == {"FILL_SENTINEL": 7, "ZERO": 0}.get(policy)
     for leaves_it_to_the_reset in (
         {"buffer": SimpleNamespace(is_cuda=False)},
         {"copy_from_fb": False},
@@ -129,7 +145,29 @@ def test_sglang_resets_with_the_copy_what_it_copies_and_resets(policy):
         {"name": "without"},
         {"name": "absent"},
     ):
-        assert not is_filled(**leaves_it_to_the_reset)
+        assert tail_fill(**leaves_it_to_the_reset) is None
+
+
+@pytest.mark.parametrize("tail", [None, -1])
+def test_sglang_copies_or_refuses_what_foreach_does(tail):
+    collect = block("sglang", REGISTRY, "+", "expand_as")
+    sizes = {"the batch's": (3,), "longer": (4,), "shorter": (2,), "one": (1,), "a number": (), "another rank": (1, 3)}
+    for name, size in sizes.items():
+        buffer, expected, src = torch.full((5,), 9), torch.full((5,), 9), torch.randint(5, size)
+        slot = SimpleNamespace(tail_fill=lambda _: tail, slice_for=lambda *_, buffer=buffer: buffer[:4])
+        around = {"fused": True, "slot": slot, "src": src, "dst": buffer[:3], "forward_batch": None, "gpu_fills": []}
+        around |= {"padded_bs": 4, "padded_num_tokens": 4}
+        try:
+            torch._foreach_copy_([expected[:3]], [src])
+        except RuntimeError:
+            with pytest.raises(RuntimeError):
+                exec(collect, around)
+            continue
+        exec(collect, around)
+        fused_copy.replay([around["dst"]], [around["src"]], around["gpu_fills"])
+        if tail is not None:
+            expected[3:4] = tail
+        assert torch.equal(buffer, expected), name
 
 
 # --- nano-vllm, vLLM, torch: what is removed against what is added ------------------------------------------------
@@ -139,6 +177,7 @@ def test_nano_vllm_fills_the_same():
     file = "nanovllm/engine/model_runner.py"
     removed = block("nano-vllm", file, "-", 'graph_vars["input_ids"]')
     plan, added = block("nano-vllm", file, "+", "fused_copy.Plan("), block("nano-vllm", file, "+", "copy_plan.replay(")
+    assert blocks("nano-vllm", "nanovllm/config.py", "+") == ["use_fused_copy: bool = False"]
 
     def buffers():
         names = {"input_ids": torch.int64, "positions": torch.int64, "slot_mapping": torch.int32}
@@ -148,13 +187,15 @@ def test_nano_vllm_fills_the_same():
         return made | {"outputs": torch.zeros(8, 4)}
 
     def run(code, runner, **names):
-        code = code.replace("return ", "result = ")
-        exec(code, {"self": runner, "graph": SimpleNamespace(replay=lambda: None), "fused_copy": fused_copy} | names)
+        exec(code, {"self": runner, "graph_vars": runner.graph_vars} | names)
 
-    model = SimpleNamespace(compute_logits=lambda hidden: hidden)
-    classic = SimpleNamespace(graph_vars=buffers(), model=model)
-    fused = SimpleNamespace(graph_vars=buffers(), model=model)
-    run(plan, fused)
+    published, *patched = (
+        SimpleNamespace(graph_vars=buffers(), config=SimpleNamespace(use_fused_copy=fused))
+        for fused in (None, False, True)
+    )
+    for runner in patched:
+        run(plan, runner)
+        assert hasattr(runner, "copy_plan") == runner.config.use_fused_copy
     for bs, blocks_used in [(8, 6), (3, 2), (1, 1), (5, 6), (2, 3)]:
         names = {
             "bs": bs,
@@ -166,10 +207,15 @@ def test_nano_vllm_fills_the_same():
                 block_tables=torch.randint(1000, (bs, blocks_used), dtype=torch.int32),
             ),
         }
-        run(removed, classic, **names)
-        run(added, fused, **names)
-        for name, buffer in classic.graph_vars.items():
-            assert torch.equal(fused.graph_vars[name], buffer), name
+        run(removed, published, **names)
+        for runner in patched:
+            run(added, runner, **names)
+            for name, buffer in published.graph_vars.items():
+                assert torch.equal(runner.graph_vars[name], buffer), name
+    for name in ("slot_mapping", "context_lens", "block_tables"):
+        context = SimpleNamespace(**vars(names["context"]) | {name: torch.zeros(3, 3, dtype=torch.int32)})
+        with pytest.raises(AssertionError):
+            run(added, runner, **names | {"context": context})
 
 
 class Buffer:
@@ -207,15 +253,24 @@ def test_vllm_copies_the_same(enabled):
         assert all(torch.equal(table.gpu, before) for table, before in zip(tables, filled, strict=True))
 
 
+GRAPHS = "torch/cuda/graphs.py"
+
+
+def run_graphed(sign, containing, **names):
+    """A loop of torch's, or the call that replaces it."""
+    if sign == "+":
+        names |= {"typing": typing}
+        exec(block("torch", GRAPHS, "+", "def fill("), names)
+    exec(block("torch", GRAPHS, sign, containing), names)
+
+
 def test_torch_graphed_callables_copy_the_same():
-    file = "torch/cuda/graphs.py"
     static = [torch.zeros(3, 4), torch.zeros(5, dtype=torch.int64), torch.zeros(2)]
     inputs = (torch.rand(3, 4), static[1], torch.rand(2))  # the second is in its place already; the third a parameter
     filled = {}
     for sign in "-+":
         surface = tuple(s if s is static[1] else s.clone() for s in static)
-        names = {"static_input_surface": surface, "inputs": inputs, "len_user_args": 2, "fused_copy": fused_copy}
-        exec(block("torch", file, sign, "static_input_surface"), names)
+        run_graphed(sign, "static_input_surface", static_input_surface=surface, inputs=inputs, len_user_args=2)
         filled[sign] = surface
     assert all(map(torch.equal, filled["-"], filled["+"]))
     assert torch.equal(filled["+"][0], inputs[0]) and not filled["+"][2].any()
@@ -223,16 +278,28 @@ def test_torch_graphed_callables_copy_the_same():
     grads = (torch.rand(3), None, torch.rand(2, 2))
     for sign in "-+":
         into = (torch.zeros(3), None, torch.zeros(2, 2))
-        exec(
-            block("torch", file, sign, "static_grad_outputs"),
-            {
-                "static_grad_outputs": into,
-                "grads": grads,
-                "fused_copy": fused_copy,
-                "bwd_graph": SimpleNamespace(replay=lambda: None),
-            },
-        )
+        run_graphed(sign, "static_grad_outputs", static_grad_outputs=into, grads=grads)
         assert torch.equal(into[0], grads[0]) and torch.equal(into[2], grads[2])
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 4), (3, 2), (4, 4), (4,), (1, 4), (3, 1), (), (1, 3, 4), (0, 4)], ids=str)
+def test_torch_graphed_callables_broadcast_or_refuse_the_same(size):
+    results = []
+    source = torch.rand(size)
+    for sign in "-+":
+        for names in (
+            lambda into: {"static_input_surface": (into,), "inputs": (source,), "len_user_args": 1},
+            lambda into: {"static_grad_outputs": (into,), "grads": (source,)},
+        ):
+            into = torch.full((3, 4), 9.0)
+            try:
+                run_graphed(sign, next(iter(names(into))), **names(into))
+            except RuntimeError:
+                results.append("refused")
+            else:
+                results.append(into.tolist())
+    assert results == [results[0]] * 4
+    assert (results[0] == "refused") == (size in [(2, 4), (3, 2), (4, 4), (1, 3, 4), (0, 4)])
 
 
 # --- against the engines' own sources -----------------------------------------------------------------------------
@@ -249,10 +316,12 @@ def test_torch_patch_applies_to_this_torch():
     assert checked.returncode == 0, checked.stderr
 
 
+needs_engines = pytest.mark.skipif(ENGINES is None, reason="needs the engines' sources in $FUSED_COPY_ENGINES")
+
+
+@needs_engines
 @pytest.mark.parametrize("name", sorted(set(PATCHES) - {"torch"}))
 def test_patch_against_its_engine(name):
-    if ENGINES is None or not Path(ENGINES, name).is_dir():
-        pytest.skip(f"needs the engine's source as $FUSED_COPY_ENGINES/{name}")
     checked = run_check(name, Path(ENGINES, name), "--steps", "100")
     assert checked.returncode == 0, checked.stderr
 
@@ -264,17 +333,29 @@ def test_a_patch_that_does_not_fit_is_found(tmp_path):
     assert checked.returncode == 1 and "torch.patch does not apply" in checked.stderr
 
 
-def test_minisgl_check_finds_a_wrong_fill(tmp_path, monkeypatch):
+@pytest.fixture
+def check(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    return importlib.import_module("check_integrations")
+
+
+def test_a_name_that_a_patch_leaves_undefined_is_found(check, tmp_path):
+    patch = "--- a/pkg/a.py\n+++ b/pkg/a.py\n@@ -1,2 +1,2 @@\n import os\n-where = os.sep\n+where = sys.path + here\n"
+    (tmp_path / "x.patch").write_text(patch)
+    (tmp_path / "source/pkg").mkdir(parents=True)
+    (tmp_path / "target").mkdir()
+    (tmp_path / "source/pkg/a.py").write_text("import os\nwhere = os.sep\n")
+    with pytest.raises(check.Mismatch, match=r"left pkg/a\.py without here, sys"):
+        check.apply(tmp_path / "x.patch", tmp_path / "source", tmp_path / "target")
+
+
+@needs_engines
+def test_minisgl_check_finds_a_wrong_fill(check, tmp_path, monkeypatch):
     """The comparison would notice two sources in each other's place."""
-    if ENGINES is None or not Path(ENGINES, "mini-sglang").is_dir():
-        pytest.skip("needs the engine's source as $FUSED_COPY_ENGINES/mini-sglang")
-    spec = importlib.util.spec_from_file_location("check_integrations", ROOT / "tools" / "check_integrations.py")
-    check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check)
-    wrong, swapped = re.subn(
-        r"batch\.out_loc, batch\.positions, \*", "batch.positions, batch.out_loc, *", PATCHES["mini-sglang"].read_text()
-    )
-    assert swapped == 1
+    names = "batch.input_ids, batch.{}, batch.{}\n"
+    patch = PATCHES["mini-sglang"].read_text()
+    wrong = patch.replace(names.format("out_loc", "positions"), names.format("positions", "out_loc"))
+    assert wrong != patch
     (tmp_path / "mini-sglang.patch").write_text(wrong)
     monkeypatch.setitem(check.PATCHES, "mini-sglang", tmp_path / "mini-sglang.patch")
     with pytest.raises(check.Mismatch, match="step 0 filled other bytes"):

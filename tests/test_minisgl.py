@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from cases import decode_buffers, decode_step
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_copy
@@ -125,12 +126,14 @@ def test_dtype_that_cannot_be_cast_names_the_tensor():
 
 
 def test_compiled_in_one_graph_for_all_batches():
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=True)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, fullgraph=True, backend=counter, dynamic=True)
     for bs, width in [(3, 17), (5, 9), (8, 40)]:
         buffers, step = decode_buffers(MAX_BS, MAX_SEQ_LEN), decode_step(bs, width)
         wanted = expected(buffers, step, bs, width)
         compiled(buffers, step, bs, width)
         assert same(buffers, wanted)
+    assert counter.frame_count == 1
 
 
 def test_fake_tensors():

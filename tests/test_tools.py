@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -38,6 +39,7 @@ def test_soak(tmp_path):
     assert (found["cases"], found["checked"], found["faults"]) == (21_000, 210, 0)
     assert found["ways"] == ["op", "plan with new sources", "casts and fills"]
     assert found["commit"] == "abc"
+    assert found["tool_sha256"] == hashlib.sha256((TOOLS / "soak.py").read_bytes()).hexdigest()
 
 
 def test_soak_makes_sources_anew():

@@ -3,19 +3,21 @@
     python tools/check_integrations.py mini-sglang=PATH sglang=PATH vllm=PATH nano-vllm=PATH torch=PATH
 
 PATH is a checkout, an unpacked sdist or the folder that an unpacked wheel's package lies in. Every patch has to apply
-and leave files that compile. mini-sglang's graph runner then fills its buffers over a recorded sequence of batches, as
-published, patched with the flag off and patched with it on: all static buffers and outputs have to be the same after
-every replay.
+and leave files that compile and lack no name. mini-sglang's graph runner then fills its buffers over a recorded
+sequence of batches, as published, patched with the flag off and patched with it on: all static buffers and outputs have
+to be the same after every replay.
 """
 
 from __future__ import annotations
 
 import argparse
+import builtins
 import json
 import os
 import re
 import shutil
 import subprocess
+import symtable
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -82,10 +84,25 @@ def apply(patch: Path, source: Path, target: Path) -> list[Path]:
     if applied.returncode:
         raise Mismatch(f"{patch.name} does not apply to {source}:\n{applied.stderr}")
     for file in files:
-        compile((target / file).read_text(), file, "exec")
-        if (target / file).read_text() == (source / file).read_text():
+        was, now = (source / file).read_text(), (target / file).read_text()
+        if now == was:
             raise Mismatch(f"{patch.name} left {file} as it was")
+        compile(now, file, "exec")
+        if lacking := undefined_names(now) - undefined_names(was):
+            raise Mismatch(f"{patch.name} left {file} without {', '.join(sorted(lacking))}")
     return [target / file for file in files]
+
+
+def undefined_names(code: str) -> set[str]:
+    """The globals that the code reads and does not define, among them what star imports bring."""
+    read: set[str] = set()
+    defined = set(dir(builtins))
+    tables = [symtable.symtable(code, "file", "exec")]
+    for table in tables:
+        tables += table.get_children()
+        for symbol in filter(symtable.Symbol.is_global, table.get_symbols()):
+            (defined if symbol.is_assigned() or symbol.is_imported() else read).add(symbol.get_name())
+    return read - defined
 
 
 def compare(source: Path, patched: Path, back_end: str, steps: int) -> str:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fused_copy"
 MAX_BYTES = 2_000_000
 MACHINE_CODE = [75, 80, 86, 89, 90, 100, 120]
-PTX = [120]
+PTX = [100]
 LIBRARIES = re.compile(r"libtorch_cpu\.so|(libstdc\+\+|libgcc_s|libc|libm|libdl|librt|libpthread|ld-linux-.*)\.so\.\d")
 # Python's C API, torch's C shim under its stable ABI, and the runtimes of C and C++; nothing of torch's C++ namespaces.
 SYMBOLS = re.compile(r"(?!.*N(2at|3c10|5torch))(_?Py|aoti_torch_|torch_|_ZNK?St|_ITM_|__gmon_|.*@(GLIBC|CXXABI|GCC))")
@@ -55,10 +55,10 @@ def problems(wheel: Path, cpu_only: bool, platform: str | None) -> Iterator[str]
 def file_problems(files: dict[str, bytes]) -> Iterator[str]:
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
     patterns = ("*.py", "*.pyi", "py.typed", *(f"bench/native/*.{kind}" for kind in ("cpp", "cu", "h")))
-    sources = (path for pattern in patterns for path in PACKAGE.rglob(pattern))
+    paths = (path for pattern in patterns for path in PACKAGE.rglob(pattern))
+    sources = {str(path.relative_to(PACKAGE.parent)): path.read_bytes() for path in paths}
     metadata_files = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
-    expected = {str(path.relative_to(PACKAGE.parent)) for path in sources}
-    expected |= {f"{info}/{name}" for name in metadata_files}
+    expected = sources.keys() | {f"{info}/{name}" for name in metadata_files}
     binaries = {name for name in files if fnmatch(name, "fused_copy/_C.*.so")}
     if len(binaries) != 1:
         yield f"{len(binaries)} binaries fused_copy/_C.*.so: expected 1"
@@ -66,6 +66,8 @@ def file_problems(files: dict[str, bytes]) -> Iterator[str]:
         yield f"lacks {', '.join(sorted(missing))}"
     if unknown := files.keys() - expected - binaries:
         yield f"has files that do not belong there: {', '.join(sorted(unknown))}"
+    if changed := [name for name in sources.keys() & files.keys() if files[name] != sources[name]]:
+        yield f"has other contents than the tree in {', '.join(sorted(changed))}"
 
     record = f"{info}/RECORD"
     recorded = {line.rsplit(",", 2)[0]: line for line in files[record].decode().splitlines()}

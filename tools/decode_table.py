@@ -49,11 +49,14 @@ def table(results: dict[str, Any], file: str) -> str:
         fill, step = f"{row['fill']['median']:.1f}", f"{row['step']['median'] / 1e3:.3f}"
         lines.append(f"| {LABELS[row['way']]} | {row['launches']} | {fill} | {step} | {row['share']:.1%} |")
     model = results["model"]
+    form = results.get("script_sha256")
+    script = f"the script's SHA-256 {form[:12]}..." if form else "the script's form not recorded"
     caption = (
         f"[`examples/decode.py`](examples/decode.py): {results['steps']} steps with each fill, {results['requests']} "
         f"requests, up to {loop['max_bs']} at a time, {model['layers']} layers of {model['hidden']}; all "
-        f"{results['tokens']} tokens the same in every row. Medians; a step lasts from the fill to the tokens on the "
-        f"host. {machine['gpu']}, torch {machine['torch']}, {machine['date'][:10]}, commit {machine['commit']}, "
+        f"{results['tokens']} tokens the same in every row. A step lasts from the fill to the tokens on the host. "
+        f"Times are medians; the share is of the time of all steps together. {machine['gpu']}, torch "
+        f"{machine['torch']}, {machine['date'][:10]}, the package of commit {machine['commit']}, {script}, "
         f"[`{Path(file).name}`]({Path(file).as_posix()})."
     )
     return "\n".join([*lines, "", caption])

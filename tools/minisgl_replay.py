@@ -191,7 +191,11 @@ class Progress(list[int]):
 
 
 class Wrapper:
-    """In place of FlashInfer's wrappers: ``plan`` copies into the buffers that a CUDA graph reads, as theirs does."""
+    """In place of FlashInfer's wrappers: ``plan`` copies into the buffers that a CUDA graph reads, as theirs does.
+
+    In FlashInfer 0.5.3 and 0.6.17, ``BatchDecodeWithPagedKVCacheWrapper.plan`` (flashinfer/decode.py) makes these three
+    copies, in this order, ``if self.is_cuda_graph_enabled``.
+    """
 
     _int_workspace_buffer = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ def write(
         "seconds": round(seconds, 1),
         "faults": faults,
         "commit": args.commit,
+        "tool_sha256": hashlib.sha256(Path(__file__).with_name(f"{tool}.py").read_bytes()).hexdigest(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": {"gpus": gpus(), "processor": platform.machine(), "python": platform.python_version()},
         **details,

@@ -1,8 +1,10 @@
-"""torch.compile's own CUDA graphs with the op in them."""
+"""The op compiled: torch's own CUDA graphs with it in them, and packages for a GPU."""
 
 import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
+from compiled import check_aot_package, check_decode_in_one_graph
+from test_minisgl import MAX_BS, MAX_SEQ_LEN, call, expected, same
 from torch._dynamo.utils import counters
 
 import fused_copy
@@ -66,3 +68,28 @@ def test_pinned_source_in_a_compiled_call():
     with pytest.raises(RuntimeError):
         compiled(buffer, torch.tensor([1, 2], dtype=torch.int32))
     assert buffer.tolist() == [7, 8, -1, -1, -1, -1]
+
+
+def test_decode_in_torchs_cuda_graph():
+    """The fill and the model in one graph of torch's: warm-up, recording and a replay of each step."""
+    check_decode_in_one_graph("cuda", times=3, mode="reduce-overhead")
+    assert counters["inductor"]["cudagraph_skips"] == 0
+
+
+def test_aot_inductor_package(tmp_path):
+    check_aot_package(tmp_path, "cuda")
+
+
+@torch.inference_mode()
+def test_fused_copy_replay_data_captured_and_replayed():
+    """Captured once; a replay reads what the same sources hold by then."""
+    buffers, step = decode_buffers(MAX_BS, MAX_SEQ_LEN, "cuda"), decode_step(5, 23, "cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(buffers, step, 5, 23)
+    for seed in range(3):
+        for name, source in decode_step(5, 23, "cuda", seed=seed).items():
+            step[name].copy_(source)
+        wanted = expected(buffers, step, 5, 23)
+        graph.replay()
+        assert same(buffers, wanted)
