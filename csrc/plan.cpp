@@ -99,8 +99,9 @@ void BoundPlan::replay(TensorSpan sources) const {
     const bool grad_mode = aoti_torch_grad_mode_is_enabled();
     if (const auto launches = plan(sources, grad_mode, *work)) {
       // In inference mode, where engines replay, it would cost as much as the rest of the call.
-      if (counts_versions_ && (grad_mode || !is_inference_mode()))
+      if (counts_versions_ && (grad_mode || !is_inference_mode())) {
         call(torch_api.increment_version, destinations_.ptr());
+      }
       run_call(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
       return;
     }
