@@ -439,6 +439,7 @@ NEED_A_GPU = {
     "bare launch",
     "graph.replay() alone",
     "copy.update + graph.replay()",
+    "an empty node set + graph.replay()",
 }
 
 

@@ -46,6 +46,7 @@ PLAN = "plan.replay"
 BARE_LAUNCH = "bare launch"
 GRAPH_REPLAY = "graph.replay() alone"
 UPDATE_AND_REPLAY = "copy.update + graph.replay()"
+NODE_SET_AND_REPLAY = "an empty node set + graph.replay()"
 
 POISON = 90
 """What buffers hold before a peer is checked; fits every dtype."""
@@ -352,12 +353,14 @@ def _capture_copy(
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
         copy = fused_copy.Plan(buffers).capture(graph, *sets[0].values())
-        if model:
-            model()
-        else:  # a few kernels behind the copy, as launching a graph of one node is a case of its own
-            for buffer in buffers.values():
-                buffer[:1].add(1)
+        (model or partial(_few_kernels, buffers))()
     return graph, copy
+
+
+def _few_kernels(buffers: Tensors) -> None:
+    # What is behind the copy, as launching a graph of one node is a case of its own.
+    for buffer in buffers.values():
+        buffer[:1].add(1)
 
 
 @peer(GRAPH_REPLAY)
@@ -382,6 +385,26 @@ def update_and_replay(buffers: Tensors, sets: Sequence[Tensors], model: Call | N
         graph.replay()
 
     return Peer([partial(step, list(sources.values())) for sources in sets], buffers, sets, capturable=False)
+
+
+@peer(NODE_SET_AND_REPLAY)
+def node_set_and_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """A node that does nothing in place of the copy's, set by C++, then ``graph.replay()``: an update's floor."""
+    _needs_gpu(buffers)
+    extension = native.extension()
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        node = extension.capture_node()
+        _few_kernels(buffers)
+    graph.instantiate()
+    executable = graph.raw_cuda_graph_exec()
+
+    def step(_: Sequence[torch.Tensor]) -> None:
+        extension.set_node(executable, node)
+        graph.replay()
+
+    calls = [partial(step, list(sources.values())) for sources in sets]
+    return Peer(calls, buffers, sets, capturable=False, copies=False)
 
 
 def before_model(buffers: Tensors, sets: Sequence[Tensors], factory: Factory, model: Call) -> Peer:
