@@ -35,7 +35,7 @@ inline void run(std::span<const PlannedLaunch> launches, const Device& device) {
   device.type == DeviceType::Cuda ? launch_on_gpu(launches, device.index) : run_on_cpu(launches);
 }
 
-// The address by which the device reads host memory, where all of it is one pinned allocation or registration.
+// The address by which the device reads host memory that is pinned, as far as its first and last byte tell.
 std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int device_index);
 
 // A point in a stream's work.

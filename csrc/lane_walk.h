@@ -43,8 +43,8 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_lane(const Tile& tile, uint32_t lane
   const uint32_t y = lane >> lanes_log2;
   const uint64_t column = tile.first_column + x;
   LaneWalk walk{
-      .src = tile.src + column * tile.src_column_stride + y * tile.src_row_stride,
-      .dst = tile.dst + column * tile.dst_column_stride + y * tile.dst_row_stride,
+      .src = tile.src + column * tile.src_column_stride + uint64_t{y} * tile.src_row_stride,
+      .dst = tile.dst + column * tile.dst_column_stride + uint64_t{y} * tile.dst_row_stride,
       .column = column,
   };
   if (lanes_log2 == kWarpLanesLog2) {
@@ -88,8 +88,8 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is
       walk.side_by_side = false;
       row += y;
     }
-    walk.src += row * src_row_stride;
-    walk.dst += row * dst_row_stride;
+    walk.src += uint64_t{row} * src_row_stride;
+    walk.dst += uint64_t{row} * dst_row_stride;
   }
   if (walk.side_by_side) {
     const uint32_t columns = column_tile + 1 == task.column_tiles ? last_columns : tile_columns;

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from cases import decode_buffers, decode_step
-from test_gpu_replay import blocked
+from test_gpu_replay import blocked, too_large
 
 import fused_copy
 
@@ -412,6 +412,7 @@ def test_pinned_sources_of_launches_under_way_are_not_handed_out_again():
     assert bool((log == log[:, :1]).all())
 
 
+@too_large
 @pytest.mark.capture
 def test_thousand_decode_steps_by_op_plan_and_update_equal_copy():
     from fused_copy.decode import DecodeLoop, capture_buffers, copy_each
