@@ -19,14 +19,13 @@ py::object as_sequence(py::handle object, const char* role) {
 class Call {
  public:
   Call(py::handle dst, py::handle src, py::handle fill, py::handle names)
-      : destinations_(as_sequence(dst, "destination")),
-        sources_(as_sequence(src, "source")),
-        fill_(fill),
-        names_(names) {}
+      : destinations_(as_sequence(dst, "destination")), sources_(as_sequence(src, "source")), names_(names) {
+    // Before the tensors: it may run Python code, which could free what was read of one.
+    work_->has_fills = read_fills(fill, names_, work_->fills);
+  }
 
   // False where the call is for the dispatcher.
   bool read() {
-    read_fills_first();
     const bool plain_destinations =
         read_tensors(items_of(destinations_), "destination", names_, work_->destination_views);
     const bool plain_sources = read_tensors(items_of(sources_), "source", names_, work_->source_views);
@@ -37,7 +36,6 @@ class Call {
 
   // Reads what the dispatcher hands to the op's implementation.
   void read_dispatched() {
-    read_fills_first();
     read_dispatched_tensors(items_of(destinations_), work_->destination_views);
     read_dispatched_tensors(items_of(sources_), work_->source_views);
     read_autograd(items_of(destinations_), work_->destination_views);
@@ -65,12 +63,8 @@ class Call {
   }
 
  private:
-  // It may run Python code, which could free what was read of a tensor.
-  void read_fills_first() { work_->has_fills = read_fills(fill_, names_, work_->fills); }
-
   py::object destinations_;
   py::object sources_;
-  py::handle fill_;
   py::handle names_;
   BorrowedWorkspace work_;
   std::span<const PlannedLaunch> launches_;
@@ -118,6 +112,12 @@ py::object build_info() {
                   py::arg("ptx") = py::make_tuple(ptx));
 }
 
+// A graph's node that copies nothing, recorded and set as a copy's: addresses, as torch.cuda.CUDAGraph tells its own.
+uint64_t capture_nothing(int device) { return reinterpret_cast<uint64_t>(capture_launch(nullptr, device).node); }
+void set_nothing(uint64_t executable, uint64_t node, int device) {
+  set_node(reinterpret_cast<void*>(executable), reinterpret_cast<void*>(node), nullptr, device);
+}
+
 // None where the destinations are for the dispatcher.
 std::shared_ptr<BoundPlan> bind_plan(py::tuple dst, py::handle fill, py::object names, py::object elsewhere) {
   try {
@@ -142,6 +142,8 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.def("launch_nothing", &launch_nothing, py::arg("device"));
+  module.def("capture_nothing", &capture_nothing, py::arg("device"));
+  module.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));
   module.def("use_reference", [](bool use) { use_reference = use; }, py::arg("use"));
   py::class_<BoundPlan, std::shared_ptr<BoundPlan>>(module, "BoundPlan")
       .def_property_readonly("replay", &bind_replay)

@@ -391,16 +391,16 @@ def update_and_replay(buffers: Tensors, sets: Sequence[Tensors], model: Call | N
 def node_set_and_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """A node that does nothing in place of the copy's, set by C++, then ``graph.replay()``: an update's floor."""
     _needs_gpu(buffers)
-    extension = native.extension()
+    device = torch.cuda.current_device()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
-        node = extension.capture_node()
+        node = _C.capture_nothing(device)
         _few_kernels(buffers)
     graph.instantiate()
     executable = graph.raw_cuda_graph_exec()
 
     def step(_: Sequence[torch.Tensor]) -> None:
-        extension.set_node(executable, node)
+        _C.set_nothing(executable, node, device)
         graph.replay()
 
     calls = [partial(step, list(sources.values())) for sources in sets]

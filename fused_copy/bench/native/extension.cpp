@@ -6,7 +6,6 @@
 
 #include <vector>
 
-#include "graph_node.h"
 #include "six_tensors.h"
 
 namespace {
@@ -91,23 +90,10 @@ void copy_six(const Tensors& destinations, const Tensors& sources, const std::st
   check(launch_copy_six(six, way, block_size, c10::cuda::getCurrentCUDAStream()));
 }
 
-// Addresses, as torch.cuda.CUDAGraph tells its own.
-uint64_t capture_node() {
-  cudaGraphNode_t node;
-  check(capture_empty_node(c10::cuda::getCurrentCUDAStream(), &node));
-  return reinterpret_cast<uint64_t>(node);
-}
-
-void set_node(uint64_t executable, uint64_t node) {
-  check(set_empty_node(reinterpret_cast<cudaGraphExec_t>(executable), reinterpret_cast<cudaGraphNode_t>(node)));
-}
-
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("copy_each", &copy_each);
   module.def("copy_batch", &copy_batch);
   module.def("copy_six", &copy_six);
-  module.def("capture_node", &capture_node);
-  module.def("set_node", &set_node);
 }
