@@ -56,9 +56,15 @@ std::optional<GpuEvent> record_event(void* stream, int device_index);
 
 bool is_capturing(int device_index);
 
+// A launch recorded in a graph.
+struct GraphNode {
+  void* node;
+  uint32_t blocks;  // of its grid
+};
+
 struct CapturedLaunch {
   void* graph;
-  void* node;
+  GraphNode node;
 };
 
 // Records a launch, or one that copies nothing, in the capture under way on the device's current stream.
@@ -66,6 +72,6 @@ CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index);
 
 // Makes a node launch this, or nothing: in an executable graph, or for graphs yet to be instantiated where that is
 // null.
-void set_node(void* executable, void* node, const PlannedLaunch* launch, int device_index);
+void set_node(void* executable, GraphNode& node, const PlannedLaunch* launch, int device_index);
 
 }  // namespace fused_copy

@@ -112,10 +112,14 @@ py::object build_info() {
                   py::arg("ptx") = py::make_tuple(ptx));
 }
 
-// A graph's node that copies nothing, recorded and set as a copy's: addresses, as torch.cuda.CUDAGraph tells its own.
-uint64_t capture_nothing(int device) { return reinterpret_cast<uint64_t>(capture_launch(nullptr, device).node); }
+// A graph's node that copies nothing, recorded and set as a copy's, to parameters that change as a copy's do:
+// addresses, as torch.cuda.CUDAGraph tells its own.
+uint64_t capture_nothing(int device) { return reinterpret_cast<uint64_t>(capture_launch(nullptr, device).node.node); }
 void set_nothing(uint64_t executable, uint64_t node, int device) {
-  set_node(reinterpret_cast<void*>(executable), reinterpret_cast<void*>(node), nullptr, device);
+  static PlannedLaunch launch{{}, kHeaderWords + 1};
+  ++launch.params.words[kHeaderWords];
+  GraphNode graph_node{reinterpret_cast<void*>(node), 1};
+  set_node(reinterpret_cast<void*>(executable), graph_node, &launch, device);
 }
 
 // None where the destinations are for the dispatcher.

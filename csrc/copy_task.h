@@ -54,13 +54,35 @@ FUSED_COPY_HOST_DEVICE constexpr int castable_size_log2(int dtype) {
   return static_cast<int>(0x3211321000ull >> (4 * dtype) & 0xf);
 }
 
-// A cast takes units of four elements where it can, else single ones.
-constexpr int kCastWidth = 2;
+// A cast takes units of four elements, or of two where one is 8 bytes, else single ones.
+constexpr int kMaxCastWidth = 2;
 
-constexpr Operation cast_operation(DType from, DType to) {
+FUSED_COPY_HOST_DEVICE constexpr Operation cast_operation(DType from, DType to) {
   return static_cast<Operation>(static_cast<int>(Operation::Cast) + static_cast<int>(from) * kCastableDTypes +
                                 static_cast<int>(to));
 }
+
+// Casts that have code of their own: those of ids, positions and lengths, and of activations.
+struct DTypePair {
+  DType from;
+  DType to;
+};
+constexpr DTypePair kDirectCasts[] = {
+    {DType::Int64, DType::Int32},      {DType::Int32, DType::Int64},     {DType::Float32, DType::BFloat16},
+    {DType::BFloat16, DType::Float32}, {DType::Float32, DType::Float16}, {DType::Float16, DType::Float32},
+};
+constexpr int kDirectCastCount = sizeof(kDirectCasts) / sizeof(DTypePair);
+
+constexpr bool is_direct_cast(Operation operation) {
+  for (const DTypePair& cast : kDirectCasts) {
+    if (operation == cast_operation(cast.from, cast.to)) return true;
+  }
+  return false;
+}
+
+// How many units of this size, the larger side's in a cast, a lane takes of a tile at most: all are loaded before the
+// first is stored.
+FUSED_COPY_HOST_DEVICE constexpr int max_lane_units(int unit_bytes) { return unit_bytes >= 8 ? 4 : 8; }
 
 // What one warp handles of a task is a tile: a block of its rows and columns. Tiles are numbered along the rows, then
 // down the columns, then through the outer dimensions.
@@ -77,6 +99,19 @@ struct alignas(16) Task {
   uint8_t lanes_log2;          // 2^lanes_log2 lanes of a warp lie along a row, the others on further rows
   uint8_t column_tiles_shift;  // see divide()
 };
+
+// log2 of the bytes from one column to the next where they lie side by side.
+struct UnitLog2 {
+  int src;
+  int dst;
+};
+
+FUSED_COPY_HOST_DEVICE inline UnitLog2 unit_log2(const Task& task) {
+  if (task.operation < Operation::Cast) return {task.width, task.width};
+  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
+  return {castable_size_log2(code / kCastableDTypes) + task.width,
+          castable_size_log2(code % kCastableDTypes) + task.width};
+}
 
 // Strides are in bytes. The first extent is that of the columns, the last the slowest varying.
 struct Extent {
@@ -98,7 +133,7 @@ struct alignas(16) StridedTask {
   uint32_t row_tiles;
   int64_t src_row_stride;
   int64_t dst_row_stride;
-  // What follows, plain tasks do without.
+  // What follows is not for plain tasks.
   int64_t src_column_stride;
   int64_t dst_column_stride;
   int64_t row_bytes;  // of a ragged copy
@@ -117,22 +152,27 @@ FUSED_COPY_HOST_DEVICE inline uint32_t divide(uint32_t number, uint32_t multipli
 }
 
 // Which kernel a launch takes: the more it must be able to do, the longer its code and the more registers it holds.
+// Bits, so that a launch is all that its tasks are.
 enum class LaunchKind : uint8_t {
-  Plain,    // copies and fills of at most two dimensions, columns side by side
-  General,  // all but casts
-  Casting,
+  Plain = 0,         // copies and fills of at most two dimensions, columns side by side
+  General = 1,       // all but casts
+  PlainCasting = 2,  // plain ones and direct casts of the same shape
+  Casting = 3,       // everything
 };
+constexpr LaunchKind operator|(LaunchKind a, LaunchKind b) {
+  return static_cast<LaunchKind>(static_cast<int>(a) | static_cast<int>(b));
+}
 
 struct LaunchHeader {
   uint32_t tiles;
   uint16_t tasks;
-  uint16_t strided;      // tasks that are StridedTasks: the first ones
-  uint16_t search_step;  // see find_task() of kernel.cu: the smallest power of kSearchRadix that takes it to the end
-  uint16_t strided_at;   // the word at which the strided tasks begin
-  uint16_t dense_base;   // the word at which the others would, were the strided ones of their size
+  uint16_t strided;         // tasks that are StridedTasks: the first ones
+  uint16_t first_tiles_at;  // the entry at which the lowest level of the first tiles begins
+  uint16_t strided_at;      // the word at which the strided tasks begin
+  uint16_t dense_base;      // the word at which the others would, were the strided ones of their size
   LaunchKind kind;
+  uint8_t levels;  // of first tiles
 };
-constexpr uint32_t kSearchRadix = 8;
 
 // A kernel takes 32,764 bytes of parameters since CUDA 12.1, from compute capability 7.0 up (CUDA C++ Programming
 // Guide, "Function Parameters"): so many pairs of words.
@@ -144,7 +184,8 @@ constexpr int kExtentWords = sizeof(Extent) / 8;
 static_assert(sizeof(LaunchHeader) == 16);
 
 // The parameters of one kernel: a header, the number of every task's first tile, the strided tasks, the others, the
-// outer extents.
+// outer extents. Above the first tiles lie levels of every kSearchRadix-th of the level below, the highest first, so
+// that a search reads as many neighbours of each level and few cache lines.
 template <int kWords>
 struct Launch {
   alignas(16) uint64_t words[kWords];
@@ -154,16 +195,25 @@ FUSED_COPY_HOST_DEVICE inline const LaunchHeader& launch_header(const uint64_t* 
   return *reinterpret_cast<const LaunchHeader*>(words);
 }
 
-FUSED_COPY_HOST_DEVICE inline const uint32_t* launch_first_tiles(const uint64_t* words) {
+constexpr uint32_t kSearchRadix = 8;
+constexpr uint32_t kNoTile = 0x7fffffff;  // fills levels up; the difference of two tiles is a signed number
+
+// How many entries the level has that holds every `1 << shift`-th first tile.
+FUSED_COPY_HOST_DEVICE constexpr uint32_t level_entries(uint32_t tasks, uint32_t shift) {
+  const uint32_t held = (tasks + (1u << shift) - 1) >> shift;
+  return (held + kSearchRadix - 1) / kSearchRadix * kSearchRadix;
+}
+constexpr uint32_t kLevelShift = 3;
+static_assert(kSearchRadix == 1u << kLevelShift);
+
+FUSED_COPY_HOST_DEVICE inline const uint32_t* first_tile_levels(const uint64_t* words) {
   return reinterpret_cast<const uint32_t*>(words + kHeaderWords);
 }
 
-// Filled up with kNoTile to whole steps of a search.
-FUSED_COPY_HOST_DEVICE constexpr int first_tiles_words(int tasks) {
-  return (tasks + static_cast<int>(kSearchRadix) - 1) / static_cast<int>(kSearchRadix) *
-         static_cast<int>(kSearchRadix) / 2;
+// Of every task.
+FUSED_COPY_HOST_DEVICE inline const uint32_t* launch_first_tiles(const uint64_t* words) {
+  return first_tile_levels(words) + launch_header(words).first_tiles_at;
 }
-constexpr uint32_t kNoTile = ~0u;
 
 // The task of this number, which is a StridedTask where the number is below the header's `strided`.
 FUSED_COPY_HOST_DEVICE inline const Task& launch_task(const uint64_t* words, uint32_t number) {

@@ -88,21 +88,6 @@ constexpr std::array<CastTile, sizeof...(kCodes)> cast_table(std::integer_sequen
 }
 constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCastableDTypes * kCastableDTypes>());
 
-struct UnitBytes {
-  int src;
-  int dst;
-};
-
-UnitBytes unit_bytes(const Task& task) {
-  if (task.operation < Operation::Cast) {
-    const bool copies = task.operation == Operation::Copy || task.operation == Operation::CopyRagged;
-    return {copies ? 1 << task.width : 0, 1 << task.width};
-  }
-  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
-  return {1 << (castable_size_log2(code / kCastableDTypes) + task.width),
-          1 << (castable_size_log2(code % kCastableDTypes) + task.width)};
-}
-
 void run_tile(const Task& task, const Tile& tile) {
   const int bytes = 1 << task.width;
   switch (task.operation) {
@@ -119,9 +104,11 @@ void run_launch(const uint64_t* words) {
   const uint32_t* first_tiles = launch_first_tiles(words);
   for (uint32_t i = 0; i < header.tasks; ++i) {
     const Task& task = launch_task(words, i);
-    const auto [src, dst] = unit_bytes(task);
+    const UnitLog2 unit = unit_log2(task);
     const uint32_t tiles = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - first_tiles[i];
-    for (uint32_t t = 0; t < tiles; ++t) run_tile(task, locate_tile(words, task, i < header.strided, t, src, dst));
+    for (uint32_t t = 0; t < tiles; ++t) {
+      run_tile(task, locate_tile(words, task, i < header.strided, t, 1 << unit.src, 1 << unit.dst));
+    }
   }
 }
 

@@ -1,8 +1,10 @@
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <stdexcept>
 #include <string>
 
@@ -35,9 +37,6 @@ namespace {
 constexpr int kBlockThreads = 128;
 constexpr int kBlockWarps = kBlockThreads / kWarpLanes;
 
-// Loads in flight per lane before the first store.
-constexpr int kBatch = 4;
-
 // A unit as the type that one instruction loads and stores: of bytes in a struct the compiler makes many registers.
 template <int kBytes>
 using Unit = std::conditional_t<
@@ -50,36 +49,49 @@ struct alignas(sizeof(T) * kElements < 16 ? sizeof(T) * kElements : 16) Elements
   T values[kElements];
 };
 
-// Copies `count` units, `src_step` and `dst_step` bytes apart. The loads of a whole batch are under no condition and so
-// in flight together; unrolling further only costs instructions to fetch.
-template <int kBytes>
-__device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count) {
-  Unit<kBytes> units[kBatch];
-  const auto load = [&](int i) { units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + i * src_step); };
-  const auto store = [&](int i) { *reinterpret_cast<Unit<kBytes>*>(dst + i * dst_step) = units[i]; };
-#pragma unroll 1
-  for (; count >= kBatch; count -= kBatch) {
+// What tensors are made of, pinned ones too, is global memory. Told so, the compiler need not ask at every access.
+template <class T>
+__device__ inline T* in_global(uint64_t address) {
+  return static_cast<T*>(__cvta_global_to_generic(address));
+}
+
+// Takes `count` units, `src_step` and `dst_step` bytes apart, to `store(address, unit)`. The loads depend on predicates
+// alone, not on branches, and so are in flight together.
+template <int kLargerBytes, class Loaded, class Store>
+__device__ inline void move_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count,
+                                  Store store) {
+  constexpr int kMaxUnits = max_lane_units(kLargerBytes);
+  // Or else each address would be computed anew from what these came of.
+  asm volatile("" : "+l"(src), "+l"(dst));
+  Loaded units[kMaxUnits];
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) load(i);
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) store(i);
-    src += kBatch * src_step;
-    dst += kBatch * dst_step;
+  for (int i = 0; i < kMaxUnits; ++i) {
+    if (i < count) units[i] = *in_global<const Loaded>(src + i * src_step);
   }
 #pragma unroll
-  for (int i = 0; i < kBatch - 1; ++i) {
-    if (i < count) load(i);
-  }
-#pragma unroll
-  for (int i = 0; i < kBatch - 1; ++i) {
-    if (i < count) store(i);
+  for (int i = 0; i < kMaxUnits; ++i) {
+    if (i < count) store(dst + i * dst_step, units[i]);
   }
 }
 
+template <int kBytes>
+__device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count) {
+  using Bytes = Unit<kBytes>;
+  move_units<kBytes, Bytes>(src, dst, src_step, dst_step, count,
+                            [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
+}
+
+// Fewer bytes than kBytes, all loaded before the first is stored.
+template <int kBytes>
 __device__ inline void copy_bytes(uint64_t src, uint64_t dst, int64_t count) {
-#pragma unroll 1
-  for (int64_t i = 0; i < count; ++i) {
-    *reinterpret_cast<uint8_t*>(dst + i) = *reinterpret_cast<const uint8_t*>(src + i);
+  uint8_t bytes[kBytes];
+#pragma unroll
+  for (int i = 0; i < kBytes - 1; ++i) {
+    if (i < count) bytes[i] = *in_global<const uint8_t>(src + i);
+  }
+#pragma unroll
+  for (int i = 0; i < kBytes - 1; ++i) {
+    if (i < count) *in_global<uint8_t>(dst + i) = bytes[i];
   }
 }
 
@@ -100,7 +112,7 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   const bool cut_last = last + kBytes > end;
   if (first < phase) {
     const int64_t bytes = min(end, static_cast<int64_t>(kBytes)) - phase;
-    copy_bytes(src + phase, dst + phase, bytes);
+    copy_bytes<kBytes>(src + phase, dst + phase, bytes);
     if (count == 1) return;
     src += step;
     dst += step;
@@ -108,7 +120,7 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   }
   if (cut_last) --count;
   copy_units<kBytes>(src, dst, step, step, count);
-  if (cut_last) copy_bytes(src + count * step, dst + count * step, end - last);
+  if (cut_last) copy_bytes<kBytes>(src + count * step, dst + count * step, end - last);
 }
 
 // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
@@ -120,19 +132,8 @@ __device__ inline void fill_units(const Task& task, const LaneWalk& walk) {
   const uint64_t bits[2] = {low, upper_half_zero ? 0 : task.src};
   Unit<kBytes> unit;
   memcpy(&unit, bits, kBytes);
-  const int64_t step = walk.side_by_side ? kWarpLanes * kBytes : walk.dst_step;
 #pragma unroll 1
-  for (uint32_t i = 0; i < walk.count; ++i) *reinterpret_cast<Unit<kBytes>*>(walk.dst + i * step) = unit;
-}
-
-template <int kBytes>
-__device__ inline void run_units(const Task& task, const LaneWalk& walk) {
-  if (task.operation != Operation::Copy) return fill_units<kBytes>(task, walk);
-  if (walk.side_by_side) {
-    constexpr int64_t step = kWarpLanes * kBytes;
-    return copy_units<kBytes>(walk.src, walk.dst, step, step, walk.count);
-  }
-  copy_units<kBytes>(walk.src, walk.dst, walk.src_step, walk.dst_step, walk.count);
+  for (uint32_t i = 0; i < walk.count; ++i) *in_global<Unit<kBytes>>(walk.dst + i * walk.dst_step) = unit;
 }
 
 using Types = CastTypes<__half, __nv_bfloat16>;
@@ -145,8 +146,8 @@ using Canonical = std::conditional_t<
 
 constexpr int kCastBatch = 2;
 
-// Ten dtypes make ninety casts. Each goes through the widest type of its source's kind, which holds the value exactly
-// and converts to the same result, so that there is code for ten loads and thirty stores instead.
+// Ten dtypes make ninety casts. All but the direct ones go through the widest type of the source's kind, which holds
+// the value exactly and converts to the same result, so that there is code for ten loads and thirty stores instead.
 template <int kElements>
 union CastUnits {
   int64_t integers[kCastBatch][kElements];
@@ -166,7 +167,7 @@ __device__ inline void load_units(CastUnits<kElements>& units, const LaneWalk& w
 #pragma unroll
   for (int i = 0; i < kCastBatch; ++i) {
     if (first + i >= walk.count) break;
-    const auto loaded = *reinterpret_cast<const Elements<From, kElements>*>(walk.src + (first + i) * walk.src_step);
+    const auto loaded = *in_global<const Elements<From, kElements>>(walk.src + (first + i) * walk.src_step);
 #pragma unroll
     for (int e = 0; e < kElements; ++e) {
       units.template at<Canonical<From>>(i, e) =
@@ -185,7 +186,7 @@ __device__ inline void store_units(CastUnits<kElements>& units, const LaneWalk& 
     for (int e = 0; e < kElements; ++e) {
       stored.values[e] = convert<To, From, __half, __nv_bfloat16>(units.template at<From>(i, e));
     }
-    *reinterpret_cast<Elements<To, kElements>*>(walk.dst + (first + i) * walk.dst_step) = stored;
+    *in_global<Elements<To, kElements>>(walk.dst + (first + i) * walk.dst_step) = stored;
   }
 }
 
@@ -211,79 +212,118 @@ __device__ inline void cast_units(int from, int to, const LaneWalk& walk,
   }
 }
 
-__device__ inline void run_cast(const uint64_t* words, const Task& task, bool strided, uint32_t tile, uint32_t lane) {
-  constexpr std::make_integer_sequence<int, kCastableDTypes> dtypes;
-  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
-  const int from = code / kCastableDTypes;
-  const int to = code % kCastableDTypes;
-  const int src_unit = 1 << (castable_size_log2(from) + task.width);
-  const int dst_unit = 1 << (castable_size_log2(to) + task.width);
-  const LaneWalk walk = walk_lane(locate_tile(words, task, strided, tile, src_unit, dst_unit), task.lanes_log2, lane);
-  if (task.width == kCastWidth) {
-    cast_units<1 << kCastWidth>(from, to, walk, dtypes);
-  } else {
-    cast_units<1>(from, to, walk, dtypes);
-  }
+// Whether the operation is this direct cast, which is then done.
+template <int kCast, int kElements>
+__device__ inline bool cast_directly(Operation operation, const LaneWalk& walk) {
+  constexpr DTypePair cast = kDirectCasts[kCast];
+  using From = Types::at<static_cast<int>(cast.from)>;
+  using To = Types::at<static_cast<int>(cast.to)>;
+  constexpr int kLargerBytes = kElements * (sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
+  if constexpr (kElements > 1 && kLargerBytes != 16) return false;
+  if (operation != cast_operation(cast.from, cast.to)) return false;
+  using FromUnit = Elements<From, kElements>;
+  using ToUnit = Elements<To, kElements>;
+  const auto store = [](uint64_t address, const FromUnit& from) {
+    ToUnit to;
+#pragma unroll
+    for (int e = 0; e < kElements; ++e) to.values[e] = convert<To, From, __half, __nv_bfloat16>(from.values[e]);
+    *in_global<ToUnit>(address) = to;
+  };
+  move_units<kLargerBytes, FromUnit>(walk.src, walk.dst, walk.src_step, walk.dst_step, walk.count, store);
+  return true;
 }
+
+template <int kElements, int... kCasts>
+__device__ inline bool cast_directly(Operation operation, const LaneWalk& walk, std::integer_sequence<int, kCasts...>) {
+  return (cast_directly<kCasts, kElements>(operation, walk) || ...);
+}
+
+template <int kElements>
+__device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool direct_only) {
+  if (cast_directly<kElements>(operation, walk, std::make_integer_sequence<int, kDirectCastCount>()) || direct_only) {
+    return;
+  }
+  const int code = static_cast<int>(operation) - static_cast<int>(Operation::Cast);
+  cast_units<kElements>(code / kCastableDTypes, code % kCastableDTypes, walk,
+                        std::make_integer_sequence<int, kCastableDTypes>());
+}
+
+// A launch costs more with more parameters, and so does a node that is set: each goes into the smallest kernel that
+// holds it.
+constexpr int kLaunchWords[] = {48, 128, 512, kMaxLaunchWords};
+
+// The smallest kernel takes launches of one level of first tiles alone.
+__host__ __device__ constexpr bool has_one_level(int words) { return words == kLaunchWords[0]; }
 
 // Calls `body` with the bytes of a unit as a constant.
 template <class Body>
 __device__ inline void with_unit_bytes(uint32_t width, Body body) {
-  switch (width) {
-    case 4: return body(std::integral_constant<int, 16>());
-    case 2: return body(std::integral_constant<int, 4>());
-    case 3: return body(std::integral_constant<int, 8>());
-    case 1: return body(std::integral_constant<int, 2>());
-    default: return body(std::integral_constant<int, 1>());
+  if (width < 4) {
+    switch (width) {
+      case 0: return body(std::integral_constant<int, 1>());
+      case 1: return body(std::integral_constant<int, 2>());
+      case 2: return body(std::integral_constant<int, 4>());
+      default: return body(std::integral_constant<int, 8>());
+    }
   }
+  body(std::integral_constant<int, 16>());
 }
 
 // A warp takes one tile.
 template <int kWords, LaunchKind kKind>
 __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_constant__ Launch<kWords> launch) {
+  constexpr bool plain = kKind == LaunchKind::Plain || kKind == LaunchKind::PlainCasting;
+  constexpr bool casting = kKind == LaunchKind::Casting || kKind == LaunchKind::PlainCasting;
   const uint64_t* words = launch.words;
   const LaunchHeader& header = launch_header(words);
   const uint32_t lane = threadIdx.x % kWarpLanes;
-  uint32_t tile = blockIdx.x * kBlockWarps + threadIdx.x / kWarpLanes;
-  if (tile >= header.tiles) return;
-  const uint32_t number = find_task(words, tile);
-  tile -= launch_first_tiles(words)[number];
+  const uint32_t launch_tile = blockIdx.x * kBlockWarps + threadIdx.x / kWarpLanes;
+  if (launch_tile >= header.tiles) return;
+  const auto [number, tile] = find_task(words, launch_tile, has_one_level(kWords));
   const bool strided = number < header.strided;
   const Task& task = launch_task(words, number);
+  const bool cast = casting && task.operation >= Operation::Cast;
+  const UnitLog2 unit = cast ? unit_log2(task) : UnitLog2{task.width, task.width};
   LaneWalk walk;
-  if constexpr (kKind == LaunchKind::Plain) {
-    walk = walk_plain_lane(task, strided, tile, lane);
+  if constexpr (plain) {
+    walk = walk_plain_lane(task, strided, tile, unit, lane);
   } else {
-    if (kKind == LaunchKind::Casting && task.operation >= Operation::Cast) {
-      return run_cast(words, task, strided, tile, lane);
-    }
-    const int unit = 1 << task.width;
-    const Tile located = locate_tile(words, task, strided, tile, unit, unit);
+    const Tile located = locate_tile(words, task, strided, tile, 1 << unit.src, 1 << unit.dst);
     if (task.operation == Operation::CopyRagged) {
       return with_unit_bytes(task.width, [&](auto bytes) { copy_ragged_tile<decltype(bytes)::value>(located, lane); });
     }
     walk = walk_lane(located, task.lanes_log2, lane);
   }
-  with_unit_bytes(task.width, [&](auto bytes) { run_units<decltype(bytes)::value>(task, walk); });
-}
-
-// A launch costs more with more parameters, so each goes into the smallest kernel that holds it.
-constexpr int kLaunchWords[] = {64, 512, kMaxLaunchWords};
-
-template <int kWords>
-const void* kernel_of(LaunchKind kind) {
-  switch (kind) {
-    case LaunchKind::Plain: return reinterpret_cast<const void*>(&fused_copy_kernel<kWords, LaunchKind::Plain>);
-    case LaunchKind::General: return reinterpret_cast<const void*>(&fused_copy_kernel<kWords, LaunchKind::General>);
-    default: return reinterpret_cast<const void*>(&fused_copy_kernel<kWords, LaunchKind::Casting>);
+  if constexpr (casting) {
+    if (cast && task.width == 2) return run_cast<4>(task.operation, walk, plain);
+    if (cast && task.width == 1) return run_cast<2>(task.operation, walk, plain);
+    if (cast) return run_cast<1>(task.operation, walk, plain);
   }
+  with_unit_bytes(task.width, [&](auto bytes) {
+    constexpr int kBytes = decltype(bytes)::value;
+    if (task.operation != Operation::Copy) return fill_units<kBytes>(task, walk);
+    if (walk.side_by_side) {
+      constexpr int64_t step = kWarpLanes * kBytes;
+      return copy_units<kBytes>(walk.src, walk.dst, step, step, walk.count);
+    }
+    copy_units<kBytes>(walk.src, walk.dst, walk.src_step, walk.dst_step, walk.count);
+  });
 }
 
-const void* kernel_for(const PlannedLaunch& launch) {
-  const LaunchKind kind = launch.header().kind;
-  if (launch.used_words <= kLaunchWords[0]) return kernel_of<kLaunchWords[0]>(kind);
-  if (launch.used_words <= kLaunchWords[1]) return kernel_of<kLaunchWords[1]>(kind);
-  return kernel_of<kLaunchWords[2]>(kind);
+constexpr int kKinds = 4;
+constexpr int kKernels = static_cast<int>(std::size(kLaunchWords)) * kKinds;
+
+template <int... kNumbers>
+const void* kernel_symbol(int number, std::integer_sequence<int, kNumbers...>) {
+  const void* const symbols[] = {reinterpret_cast<const void*>(
+      &fused_copy_kernel<kLaunchWords[kNumbers / kKinds], static_cast<LaunchKind>(kNumbers % kKinds)>)...};
+  return symbols[number];
+}
+
+int kernel_number(const PlannedLaunch& launch) {
+  int size = launch.header().levels > 1 ? 1 : 0;
+  while (launch.used_words > kLaunchWords[size]) ++size;
+  return size * kKinds + static_cast<int>(launch.header().kind);
 }
 
 const char* advice(cudaError_t error) {
@@ -301,24 +341,78 @@ void check(cudaError_t error, const char* what) {
                            cudaGetErrorString(error) + advice(error));
 }
 
-uint32_t blocks_of(const PlannedLaunch& launch) {
-  return std::max((launch.header().tiles + kBlockWarps - 1) / kBlockWarps, 1u);
+void check(CUresult result, const char* what) { check(static_cast<cudaError_t>(result), what); }
+
+// The driver's calls of the hot paths: the runtime's take a quarter of a microsecond more (docs/performance.md).
+struct Driver {
+  decltype(&cuCtxGetCurrent) current_context;
+  decltype(&cuLaunchKernel) launch;
+  decltype(&cuGraphKernelNodeSetParams) set_graph_node;
+  decltype(&cuGraphExecKernelNodeSetParams) set_executable_node;
+};
+
+template <class Function>
+void look_up(Function& function, const char* name) {
+  constexpr unsigned kCudaVersion = 12000;
+  cudaDriverEntryPointQueryResult result;
+  check(cudaGetDriverEntryPointByVersion(name, reinterpret_cast<void**>(&function), kCudaVersion, cudaEnableDefault,
+                                         &result),
+        name);
+  if (result != cudaDriverEntryPointSuccess) {
+    throw std::runtime_error(std::string("fused_copy: the driver has no ") + name + ": update the driver");
+  }
 }
 
-void enqueue(const PlannedLaunch& launch, cudaStream_t stream) {
-  void* arguments[] = {const_cast<uint64_t*>(launch.params.words)};
-  check(cudaLaunchKernel(kernel_for(launch), dim3(blocks_of(launch)), dim3(kBlockThreads), arguments, 0, stream),
-        "the launch");
+const Driver& driver() {
+  static const Driver driver = [] {
+    Driver found;
+    look_up(found.current_context, "cuCtxGetCurrent");
+    look_up(found.launch, "cuLaunchKernel");
+    look_up(found.set_graph_node, "cuGraphKernelNodeSetParams");
+    look_up(found.set_executable_node, "cuGraphExecKernelNodeSetParams");
+    return found;
+  }();
+  return driver;
 }
 
-// A kernel that finds no tile.
-const PlannedLaunch& empty_launch() {
-  static const PlannedLaunch launch{{}, kHeaderWords};
-  return launch;
+// What is looked up on a device once.
+struct PerDevice {
+  std::atomic<CUcontext> context;
+  std::atomic<CUfunction> kernels[kKernels];
+};
+
+PerDevice& per_device(int index) {
+  static PerDevice devices[128];  // torch knows 120
+  return devices[index];
 }
 
-// For calls on memory and events that no capture concerns: a capture, also of another thread, would be invalidated by
-// them.
+// Makes a device current for a scope, with the context that the runtime and torch use.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    std::atomic<CUcontext>& own = per_device(device).context;
+    CUcontext current;
+    check(driver().current_context(&current), "cuCtxGetCurrent");
+    if (current != nullptr && current == own.load(std::memory_order_relaxed)) return;
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+    check(driver().current_context(&current), "cuCtxGetCurrent");
+    own.store(current, std::memory_order_relaxed);
+    if (previous_ == device) previous_ = kUnchanged;
+  }
+  ~DeviceGuard() {
+    if (previous_ != kUnchanged) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  static constexpr int kUnchanged = -1;
+  int previous_ = kUnchanged;
+};
+
+// For calls on memory, events and code that no capture concerns: a capture, also of another thread, would be
+// invalidated by them.
 class AllowDuringCapture {
  public:
   AllowDuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -330,27 +424,41 @@ class AllowDuringCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Makes a device current for a scope.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    if (previous_ == device) {
-      previous_ = kUnchanged;
-    } else {
-      check(cudaSetDevice(device), "cudaSetDevice");
-    }
+// The kernel for a launch on the device, which is current.
+CUfunction kernel_for(const PlannedLaunch& launch, int device_index) {
+  const int number = kernel_number(launch);
+  std::atomic<CUfunction>& known = per_device(device_index).kernels[number];
+  CUfunction kernel = known.load(std::memory_order_acquire);
+  if (kernel == nullptr) {
+    const AllowDuringCapture allow;
+    const void* symbol = kernel_symbol(number, std::make_integer_sequence<int, kKernels>());
+    check(cudaGetFuncBySymbol(&kernel, symbol), "cudaGetFuncBySymbol");
+    known.store(kernel, std::memory_order_release);
   }
-  ~DeviceGuard() {
-    if (previous_ != kUnchanged) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  return kernel;
+}
 
- private:
-  static constexpr int kUnchanged = -1;
-  int previous_;
-};
+uint32_t blocks_of(const PlannedLaunch& launch) {
+  return std::max((launch.header().tiles + kBlockWarps - 1) / kBlockWarps, 1u);
+}
+
+void enqueue(const PlannedLaunch& launch, int device_index, cudaStream_t stream) {
+  void* arguments[] = {const_cast<uint64_t*>(launch.params.words)};
+  check(driver().launch(kernel_for(launch, device_index), blocks_of(launch), 1, 1, kBlockThreads, 1, 1, 0, stream,
+                        arguments, nullptr),
+        "the launch");
+}
+
+// A kernel that finds no tile.
+const PlannedLaunch& empty_launch() {
+  static const PlannedLaunch launch{{}, kHeaderWords};
+  return launch;
+}
+
+// A graph's launch takes one and a half microseconds more where the grid of a node has changed (docs/performance.md),
+// so a larger grid than needed stays unless it is far too large: blocks without a tile end at once.
+constexpr uint32_t kFewBlocks = 256;
+constexpr uint32_t kManyTimes = 4;
 
 constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // 750 for compute capability 7.5
 
@@ -361,7 +469,7 @@ extern const GpuBuild kGpuBuild = {CUDART_VERSION, kArchitectures, FUSED_COPY_PT
 void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index) {
   const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
   const DeviceGuard guard(device_index);
-  for (const PlannedLaunch& launch : launches) enqueue(launch, stream);
+  for (const PlannedLaunch& launch : launches) enqueue(launch, device_index, stream);
 }
 
 void launch_nothing(int device_index) { launch_on_gpu({&empty_launch(), 1}, device_index); }
@@ -377,7 +485,8 @@ bool is_capturing(int device_index) {
 CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index) {
   const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
   const DeviceGuard guard(device_index);
-  enqueue(launch ? *launch : empty_launch(), stream);
+  const PlannedLaunch& recorded = launch ? *launch : empty_launch();
+  enqueue(recorded, device_index, stream);
   cudaStreamCaptureStatus status;
   cudaGraph_t graph;
   const cudaGraphNode_t* last_nodes;
@@ -391,25 +500,29 @@ CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index) {
   if (status != cudaStreamCaptureStatusActive || count != 1) {
     throw std::runtime_error("fused_copy: the capture ended or was invalidated while the copy was recorded");
   }
-  return {graph, last_nodes[0]};
+  return {graph, {last_nodes[0], blocks_of(recorded)}};
 }
 
-void set_node(void* executable, void* node, const PlannedLaunch* launch, int device_index) {
+void set_node(void* executable, GraphNode& node, const PlannedLaunch* launch, int device_index) {
   const PlannedLaunch& set = launch ? *launch : empty_launch();
   const DeviceGuard guard(device_index);
   void* arguments[] = {const_cast<uint64_t*>(set.params.words)};
-  cudaKernelNodeParams params{};
-  params.func = const_cast<void*>(kernel_for(set));
-  params.gridDim = dim3(blocks_of(set));
-  params.blockDim = dim3(kBlockThreads);
+  const uint32_t needed = blocks_of(set);
+  const bool keeps = needed <= node.blocks && node.blocks <= std::max(kFewBlocks, kManyTimes * needed);
+  CUDA_KERNEL_NODE_PARAMS params{};
+  params.func = kernel_for(set, device_index);
+  params.gridDimX = keeps ? node.blocks : needed;
+  params.blockDimX = kBlockThreads;
+  params.gridDimY = params.gridDimZ = params.blockDimY = params.blockDimZ = 1;
   params.kernelParams = arguments;
-  const auto graph_node = static_cast<cudaGraphNode_t>(node);
+  const auto graph_node = static_cast<CUgraphNode>(node.node);
   if (executable != nullptr) {
-    check(cudaGraphExecKernelNodeSetParams(static_cast<cudaGraphExec_t>(executable), graph_node, &params),
-          "cudaGraphExecKernelNodeSetParams");
+    check(driver().set_executable_node(static_cast<CUgraphExec>(executable), graph_node, &params),
+          "cuGraphExecKernelNodeSetParams");
   } else {
-    check(cudaGraphKernelNodeSetParams(graph_node, &params), "cudaGraphKernelNodeSetParams");
+    check(driver().set_graph_node(graph_node, &params), "cuGraphKernelNodeSetParams");
   }
+  node.blocks = params.gridDimX;
 }
 
 std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int device_index) {

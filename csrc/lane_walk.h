@@ -5,26 +5,27 @@
 
 namespace fused_copy {
 
-// The number of the last task whose first tile is not beyond this one. Every probe of a step is independent of the
-// others, and all lanes probe alike: reads of the parameters at different addresses would run one after the other.
-FUSED_COPY_HOST_DEVICE inline uint32_t find_task(const uint64_t* words, uint32_t tile) {
+struct TaskTile {
+  uint32_t task;
+  uint32_t tile;  // of the task
+};
+
+// The task that has the launch's tile of this number. `one_level`: the launch has no more, which saves asking.
+FUSED_COPY_HOST_DEVICE inline TaskTile find_task(const uint64_t* words, uint32_t tile, bool one_level) {
   const LaunchHeader& header = launch_header(words);
-  const uint32_t* first_tiles = launch_first_tiles(words);
-  uint32_t number = 0;
-#pragma unroll 1
-  for (uint32_t step = header.search_step; step > 1; step /= kSearchRadix) {
-    uint32_t not_beyond = 0;
+  const uint32_t* level = first_tile_levels(words);
+  uint32_t task = 0;
+  for (uint32_t shift = one_level ? 0 : (header.levels - 1) * kLevelShift;; shift -= kLevelShift) {
+    // Every probe is independent of the others, and all lanes probe alike: reads of the parameters at different
+    // addresses would run one after the other. Signs are summed, as of comparisons the compiler makes a longer chain.
+    const uint32_t* probes = level + task * kSearchRadix;
+    int32_t beyond = 0;
 #pragma unroll
-    for (uint32_t i = 1; i < kSearchRadix; ++i) {
-      const uint32_t at = number + i * step;
-      not_beyond += at < header.tasks && first_tiles[at] <= tile;
-    }
-    number += not_beyond * step;
+    for (uint32_t i = 1; i < kSearchRadix; ++i) beyond += static_cast<int32_t>(tile - probes[i]) >> 31;
+    task = task * kSearchRadix + static_cast<uint32_t>(static_cast<int32_t>(kSearchRadix) - 1 + beyond);
+    if (one_level || shift == 0) return {task, tile - level[task]};
+    level += level_entries(header.tasks, shift);
   }
-  uint32_t not_beyond = 0;
-#pragma unroll
-  for (uint32_t i = 1; i < kSearchRadix; ++i) not_beyond += first_tiles[number + i] <= tile;
-  return number + not_beyond;
 }
 
 // The units that one lane visits in a tile: every 32nd along a long row, or one column of several short rows.
@@ -47,7 +48,7 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_lane(const Tile& tile, uint32_t lane
       .dst = tile.dst + column * tile.dst_column_stride + uint64_t{y} * tile.dst_row_stride,
       .column = column,
   };
-  if (lanes_log2 == kWarpLanesLog2) {
+  if (lanes_log2 == kWarpLanesLog2 && tile.rows == 1) {
     walk.src_step = tile.src_column_stride << kWarpLanesLog2;
     walk.dst_step = tile.dst_column_stride << kWarpLanesLog2;
     walk.count = (tile.columns + kWarpLanes - 1 - x) >> kWarpLanesLog2;
@@ -61,14 +62,20 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_lane(const Tile& tile, uint32_t lane
   return walk;
 }
 
-// The walk in a tile of a plain task, the columns of `1 << width` bytes. A small step takes as long as a warp needs to
-// fetch and run the instructions up to its first load, so this does without all that locate_tile() must provide for.
-FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is_strided, uint32_t tile,
+// The walk in a tile of a plain task. A small step takes as long as a warp needs to fetch and run the instructions up
+// to its first load, so this does without all that locate_tile() must provide for.
+FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is_strided, uint32_t tile, UnitLog2 unit,
                                                        uint32_t lane) {
-  const uint32_t width = task.width;
   const uint32_t tile_columns = task.tile_columns;
   const uint32_t last_columns = task.last_columns;
-  LaneWalk walk{.src = task.src, .dst = task.dst, .column = lane, .side_by_side = true};
+  LaneWalk walk{
+      .src = task.src,
+      .dst = task.dst,
+      .src_step = int64_t{kWarpLanes} << unit.src,
+      .dst_step = int64_t{kWarpLanes} << unit.dst,
+      .column = lane,
+      .side_by_side = true,
+  };
   uint32_t column_tile = tile;
   if (is_strided) {
     const auto& strided = reinterpret_cast<const StridedTask&>(task);
@@ -77,14 +84,15 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is
     const uint32_t row_tile = divide(tile, strided.column_tiles_multiplier, task.column_tiles_shift);
     column_tile = tile - row_tile * task.column_tiles;
     uint32_t row = row_tile * strided.tile_rows;
-    if (task.lanes_log2 < kWarpLanesLog2) {
+    if (tile_columns <= kWarpLanes) {
       const uint32_t lane_rows_log2 = kWarpLanesLog2 - task.lanes_log2;
       const uint32_t y = lane >> task.lanes_log2;
-      const uint32_t rows = row_tile + 1 == strided.row_tiles ? strided.last_rows : strided.tile_rows;
-      walk.column = lane & ((1u << task.lanes_log2) - 1);
+      const uint32_t rows = row_tile == strided.row_tiles - 1 ? strided.last_rows : strided.tile_rows;
+      const uint32_t columns = column_tile == task.column_tiles - 1 ? last_columns : tile_columns;
+      walk.column = lane & (tile_columns - 1);
       walk.src_step = src_row_stride << lane_rows_log2;
       walk.dst_step = dst_row_stride << lane_rows_log2;
-      walk.count = walk.column < last_columns ? (rows + (1u << lane_rows_log2) - 1 - y) >> lane_rows_log2 : 0;
+      walk.count = walk.column < columns ? (rows + (1u << lane_rows_log2) - 1 - y) >> lane_rows_log2 : 0;
       walk.side_by_side = false;
       row += y;
     }
@@ -92,12 +100,12 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is
     walk.dst += uint64_t{row} * dst_row_stride;
   }
   if (walk.side_by_side) {
-    const uint32_t columns = column_tile + 1 == task.column_tiles ? last_columns : tile_columns;
+    const uint32_t columns = column_tile == task.column_tiles - 1 ? last_columns : tile_columns;
     walk.count = (columns + kWarpLanes - 1 - lane) >> kWarpLanesLog2;
   }
-  const uint64_t offset = static_cast<uint64_t>(column_tile) * (tile_columns << width) + (walk.column << width);
-  walk.src += offset;
-  walk.dst += offset;
+  const auto x = static_cast<uint32_t>(walk.column);
+  walk.src += static_cast<uint64_t>(column_tile) * (tile_columns << unit.src) + (x << unit.src);
+  walk.dst += static_cast<uint64_t>(column_tile) * (tile_columns << unit.dst) + (x << unit.dst);
   return walk;
 }
 

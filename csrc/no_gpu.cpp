@@ -22,6 +22,6 @@ std::optional<GpuEvent> record_event(void*, int) { return std::nullopt; }
 void launch_nothing(int) { launch_on_gpu({}, 0); }
 bool is_capturing(int) { return false; }
 CapturedLaunch capture_launch(const PlannedLaunch*, int) { return {}; }
-void set_node(void*, void*, const PlannedLaunch*, int) {}
+void set_node(void*, GraphNode&, const PlannedLaunch*, int) {}
 
 }  // namespace fused_copy

@@ -75,7 +75,7 @@ class GraphCopy {
 
   std::shared_ptr<BoundPlan> plan_;
   py::object graph_;
-  std::vector<void*> nodes_;
+  std::vector<GraphNode> nodes_;
   void* captured_graph_ = nullptr;
   void* executable_ = nullptr;   // the one whose nodes were last checked to be these
   Held captured_;                // what an executable made anew begins with

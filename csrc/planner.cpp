@@ -18,10 +18,10 @@ constexpr int kMaxUnitLog2 = 4;       // 16 bytes: the widest access of a GPU up
 constexpr int64_t kMaxPlainRows = std::numeric_limits<int32_t>::max();  // walk_plain_lane() counts them in 32 bits
 constexpr __int128 kTooManyTiles = __int128{1} << 31;
 
-// A warp takes as little as one access of its lanes while that spreads the work over the GPU, and as much as eight once
-// there is plenty.
-constexpr int kMinTileBytesLog2 = 9;
-constexpr int kMaxTileBytesLog2 = 12;
+// A warp takes as little as two accesses of its lanes while that spreads the work over the GPU, and as much as four
+// once there is plenty, if the accesses are 16 bytes wide.
+constexpr int kMinTileBytesLog2 = 10;
+constexpr int kMaxTileBytesLog2 = 11;
 constexpr uint64_t kManyTiles = 512;
 // On the CPU a tile is a memcpy.
 constexpr int kCpuTileBytesLog2 = 16;
@@ -396,8 +396,27 @@ Divisor divisor(uint64_t value) {
   return {static_cast<uint32_t>((((uint64_t{1} << shift) - value) << 32) / value + 1), static_cast<uint8_t>(shift)};
 }
 
-constexpr int launch_words(int tasks, int strided, int outer_extents) {
-  return kHeaderWords + first_tiles_words(tasks) + strided * kStridedTaskWords + (tasks - strided) * kTaskWords +
+// The entries above the first tiles themselves.
+struct Levels {
+  int count;
+  int entries_above;
+};
+
+constexpr Levels levels_of(int tasks) {
+  Levels levels{1, 0};
+  for (uint32_t shift = kLevelShift; tasks > 1 << shift; shift += kLevelShift) {
+    ++levels.count;
+    levels.entries_above += static_cast<int>(level_entries(tasks, shift));
+  }
+  return levels;
+}
+
+constexpr int first_tiles_words(int tasks) {
+  return (levels_of(tasks).entries_above + static_cast<int>(level_entries(tasks, 0))) / 2;
+}
+
+constexpr int launch_words(int first_tiles_words, int tasks, int strided, int outer_extents) {
+  return kHeaderWords + first_tiles_words + strided * kStridedTaskWords + (tasks - strided) * kTaskWords +
          outer_extents * kExtentWords;
 }
 
@@ -635,15 +654,19 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   planned.columns = columns;
   planned.unit_log2 = unit_log2;
   planned.rank = dense ? 0 : static_cast<int>(extents.size());
-  planned.kind = operation >= Operation::Cast ? LaunchKind::Casting : LaunchKind::Plain;
+  planned.kind = operation < Operation::Cast ? LaunchKind::Plain
+                 : is_direct_cast(operation) ? LaunchKind::PlainCasting
+                                             : LaunchKind::Casting;
   uint64_t units = columns;
   if (!dense) {
     std::copy(extents.begin(), extents.end(), planned.extents.begin());
     for (const Extent& outer : extents.subspan(1)) units *= outer.size;
-    const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << width &&
-                              (operation != Operation::Copy || extents[0].src_stride == 1 << width);
+    const UnitLog2 unit = fused_copy::unit_log2(planned.task);
+    const bool copies = operation != Operation::Fill && operation != Operation::Fill16;
+    const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << unit.dst &&
+                              (!copies || extents[0].src_stride == 1 << unit.src);
     const bool plain = side_by_side && planned.rank == kInnerExtents && extents[1].size <= kMaxPlainRows;
-    if (planned.kind == LaunchKind::Plain && !plain) planned.kind = LaunchKind::General;
+    if (!plain) planned.kind = planned.kind | LaunchKind::General;
   }
   bytes_ += units << unit_log2;
 }
@@ -696,32 +719,38 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
   Extent one_element{1, src_item, dst_item};
   if (extents.empty()) extents = {&one_element, 1};
   const bool side_by_side = extents[0].src_stride == src_item && extents[0].dst_stride == dst_item;
+  const int larger_log2 = std::max(castable_size_log2(static_cast<int>(source.dtype)),
+                                   castable_size_log2(static_cast<int>(destination.dtype)));
   int width = 0;
   if (side_by_side) {
-    const int src_unit = src_item << kCastWidth;
-    const int dst_unit = dst_item << kCastWidth;
+    // Units of which the larger is one access, so that the accesses of a warp leave no gaps.
+    const int wide = std::min(kMaxCastWidth, kMaxUnitLog2 - larger_log2);
+    const int src_unit = src_item << wide;
+    const int dst_unit = dst_item << wide;
     const auto aligned = [](uint64_t bits, int unit) { return bits % std::min(unit, 1 << kMaxUnitLog2) == 0; };
-    bool whole_units = extents[0].size % (1 << kCastWidth) == 0 && aligned(source.address, src_unit) &&
+    bool whole_units = extents[0].size % (1 << wide) == 0 && aligned(source.address, src_unit) &&
                        aligned(destination.address, dst_unit);
     for (const Extent& outer : extents.subspan(1)) {
       whole_units &= aligned(outer.src_stride, src_unit) && aligned(outer.dst_stride, dst_unit);
     }
-    width = whole_units ? kCastWidth : 0;
+    width = whole_units ? wide : 0;
     extents[0] = {extents[0].size >> width, int64_t{src_item} << width, int64_t{dst_item} << width};
   }
-  const int larger_log2 = std::max(castable_size_log2(static_cast<int>(source.dtype)),
-                                   castable_size_log2(static_cast<int>(destination.dtype)));
   add_task(pair, cast_operation(source.dtype, destination.dtype), width, width + larger_log2, source.address,
            destination.address, extents[0].size, extents, side_by_side && extents.size() == 1);
 }
 
 // Decides what one warp does of the task and returns the number of its tiles.
-uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2) {
+uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2, DeviceType device) {
   Task& task = planned.task;
-  const int full_columns_log2 = std::max(tile_bytes_log2 - planned.unit_log2, kWarpLanesLog2);
+  int full_columns_log2 = tile_bytes_log2 - planned.unit_log2;
+  if (device == DeviceType::Cuda) {
+    full_columns_log2 = std::clamp(full_columns_log2, kWarpLanesLog2,
+                                   std::countr_zero<unsigned>(kWarpLanes * max_lane_units(1 << planned.unit_log2)));
+  }
   int columns_log2 = full_columns_log2;
   planned.tile_rows = 1;
-  if (planned.rank > 1 && planned.columns <= kWarpLanes / 2) {
+  if (planned.rank > 1 && planned.columns <= kWarpLanes) {
     columns_log2 = std::bit_width(planned.columns - 1);
     task.lanes_log2 = static_cast<uint8_t>(columns_log2);
     planned.tile_rows = 1u << (full_columns_log2 - columns_log2);
@@ -746,29 +775,35 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
     LaunchHeader header{};
     int outer_extents = 0;
     int words = kHeaderWords;
+    int first_tiles = 0;
     size_t end = begin;
     for (; end < tasks_.size(); ++end) {
       PlannedTask& planned = tasks_[end];
-      const uint64_t tiles = shape_tiles(planned, tile_bytes_log2);
+      const uint64_t tiles = shape_tiles(planned, tile_bytes_log2, device);
       if (tiles >= kTooManyTiles) {
         throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it");
       }
       const int strided = header.strided + (planned.rank > 0);
       const int outer = outer_extents + std::max(planned.rank - kInnerExtents, 0);
-      const int needed = launch_words(header.tasks + 1, strided, outer);
+      const bool entry_is_left = header.tasks % kSearchRadix > 0;
+      const int numbers = entry_is_left ? first_tiles : first_tiles_words(header.tasks + 1);
+      const int needed = launch_words(numbers, header.tasks + 1, strided, outer);
       if (needed > kMaxLaunchWords || header.tiles + tiles >= kTooManyTiles) break;
       words = needed;
+      first_tiles = numbers;
       outer_extents = outer;
       planned.tiles = static_cast<uint32_t>(tiles);
       header.tiles += planned.tiles;
       header.tasks += 1;
       header.strided = static_cast<uint16_t>(strided);
-      header.kind = std::max(header.kind, planned.kind);
+      header.kind = header.kind | planned.kind;
     }
-    const int strided_at = kHeaderWords + first_tiles_words(header.tasks);
+    const int strided_at = kHeaderWords + first_tiles;
     header.strided_at = static_cast<uint16_t>(strided_at);
     header.dense_base = static_cast<uint16_t>(strided_at + header.strided * (kStridedTaskWords - kTaskWords));
-    for (header.search_step = 1; header.search_step * kSearchRadix < header.tasks;) header.search_step *= kSearchRadix;
+    const Levels levels = levels_of(header.tasks);
+    header.levels = static_cast<uint8_t>(levels.count);
+    header.first_tiles_at = static_cast<uint16_t>(levels.entries_above);
     if (launches_.size() == launches) launches_.emplace_back();
     PlannedLaunch& launch = launches_[launches++];
     launch.used_words = words;
@@ -783,7 +818,8 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
 void LaunchPlanner::write_launch(const LaunchHeader& header, std::span<const PlannedTask> tasks, int outer_at,
                                  uint64_t* words) {
   std::memcpy(words, &header, sizeof header);
-  auto* first_tile = reinterpret_cast<uint32_t*>(words + kHeaderWords);
+  uint32_t* const first_tiles = reinterpret_cast<uint32_t*>(words + kHeaderWords) + header.first_tiles_at;
+  uint32_t* first_tile = first_tiles;
   uint64_t* strided_at = words + header.strided_at;
   uint64_t* dense_at = strided_at + kStridedTaskWords * header.strided;
   uint32_t tiles = 0;
@@ -808,6 +844,16 @@ void LaunchPlanner::write_launch(const LaunchHeader& header, std::span<const Pla
     dense_at += kTaskWords;
   }
   std::fill(first_tile, reinterpret_cast<uint32_t*>(words + header.strided_at), kNoTile);
+  uint32_t* below = first_tiles;
+  for (uint32_t shift = kLevelShift; header.tasks > 1 << shift; shift += kLevelShift) {
+    const uint32_t entries = level_entries(header.tasks, shift);
+    uint32_t* const level = below - entries;
+    for (uint32_t i = 0; i < entries; ++i) {
+      const uint32_t at = i * kSearchRadix;
+      level[i] = at < level_entries(header.tasks, shift - kLevelShift) ? below[at] : kNoTile;
+    }
+    below = level;
+  }
 }
 
 StridedTask LaunchPlanner::strided_task(const PlannedTask& planned, int outer_at) {

@@ -122,7 +122,7 @@ class LaunchPlanner {
   void add_cast(int64_t pair, const TensorView& destination, const TensorView& source, std::span<Extent> extents);
   void add_task(int64_t pair, Operation operation, int width, int unit_log2, uint64_t src, uint64_t dst,
                 uint64_t columns, std::span<const Extent> extents, bool dense);
-  static uint64_t shape_tiles(PlannedTask& planned, int tile_bytes_log2);
+  static uint64_t shape_tiles(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
   static void write_launch(const LaunchHeader& header, std::span<const PlannedTask> tasks, int outer_at,
                            uint64_t* words);
   static StridedTask strided_task(const PlannedTask& planned, int outer_at);

@@ -32,13 +32,13 @@ int main() {
   LaunchPlanner planner;
   const uint64_t* words = planner.plan(destinations, {&src, 1})[0].params.words;
   const LaunchHeader& header = launch_header(words);
-  const Task& task = launch_task(words, find_task(words, header.tiles - 1));
+  const auto [number, last] = find_task(words, header.tiles - 1, false);
+  const Task& task = launch_task(words, number);
   const bool strided = header.strided > 0;
-  const uint32_t last = header.tiles - 1 - launch_first_tiles(words)[0];
   uint64_t end = 0;
   for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
     const LaneWalk walk = header.kind == LaunchKind::Plain
-                              ? walk_plain_lane(task, strided, last, lane)
+                              ? walk_plain_lane(task, strided, last, unit_log2(task), lane)
                               : walk_lane(locate_tile(words, task, strided, last, 1, 1), task.lanes_log2, lane);
     if (walk.count > 0) end = std::max(end, walk.dst + (walk.count - 1) * walk.dst_step + 1);
   }

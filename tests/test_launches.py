@@ -22,9 +22,15 @@ EXTENT = 24  # of each dimension beyond the second
 NUMBERS = 32  # where the tiles of eight pairs begin
 
 
+def first_tiles_bytes(n: int) -> int:
+    """Where the tiles of `n` pairs begin, above that every eighth of these, and so on until there are eight."""
+    eights = -(-n // 8)
+    return NUMBERS * eights + (first_tiles_bytes(eights) if n > 8 else 0)
+
+
 def dense_bytes(n: int) -> int:
     """A header, the pairs' first tiles, and `n` pairs of rows that lie side by side."""
-    return 16 + -(-n // 8) * NUMBERS + 32 * n
+    return 16 + first_tiles_bytes(n) + 32 * n
 
 
 CAPACITY = max(n for n in range(2000) if dense_bytes(n) <= LIMIT)

@@ -295,40 +295,49 @@ bool pairs_are_right(const Case& call) {
 // bytes, place in the fill pattern). Of a cast, a run is an element.
 template <class Visit>
 void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit visit) {
-  const uint32_t number = find_task(words, tile);
+  const auto [number, task_tile] = find_task(words, tile, /*one_level=*/false);
+  tile = task_tile;
   const Task& task = launch_task(words, number);
   const bool strided = number < launch_header(words).strided;
-  tile -= launch_first_tiles(words)[number];
   const auto aligned = [&](uint64_t address, uint64_t unit) {
     if (address % unit != 0) fail(call, "a unit of " + std::to_string(unit) + " bytes is not aligned");
   };
-  const auto walk_lanes = [&](int src_unit, int dst_unit, auto visit_unit) {
-    const bool plain = launch_header(words).kind == LaunchKind::Plain;
+  const auto [src_unit_log2, dst_unit_log2] = unit_log2(task);
+  const int src_unit = 1 << src_unit_log2, dst_unit = 1 << dst_unit_log2;
+  const bool on_gpu = call.dst[0].view.device.type == DeviceType::Cuda;
+  const auto walk_lanes = [&](auto visit_unit) {
+    const LaunchKind kind = launch_header(words).kind;
+    const bool plain = kind == LaunchKind::Plain || kind == LaunchKind::PlainCasting;
     for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
       const LaneWalk walk =
-          plain ? walk_plain_lane(task, strided, tile, lane)
+          plain ? walk_plain_lane(task, strided, tile, unit_log2(task), lane)
                 : walk_lane(locate_tile(words, task, strided, tile, src_unit, dst_unit), task.lanes_log2, lane);
-      const int64_t src_step = walk.side_by_side ? kWarpLanes * src_unit : walk.src_step;
-      const int64_t dst_step = walk.side_by_side ? kWarpLanes * dst_unit : walk.dst_step;
+      // A lane of the GPU takes no more of a copy or a direct cast.
+      const bool in_one_go = task.operation == Operation::Copy || is_direct_cast(task.operation);
+      if (on_gpu && in_one_go && walk.count > static_cast<uint32_t>(max_lane_units(std::max(src_unit, dst_unit)))) {
+        fail(call, "more units than a lane takes");
+      }
       for (uint32_t i = 0; i < walk.count; ++i) {
-        visit_unit(walk.src + i * src_step, walk.dst + i * dst_step, static_cast<int>(walk.column * dst_unit % 16));
+        visit_unit(walk.src + i * walk.src_step, walk.dst + i * walk.dst_step,
+                   static_cast<int>(walk.column * dst_unit % 16));
       }
     }
   };
   if (task.operation >= Operation::Cast) {
-    const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
-    const int src_log2 = castable_size_log2(code / kCastableDTypes),
-              dst_log2 = castable_size_log2(code % kCastableDTypes);
+    if (launch_header(words).kind == LaunchKind::PlainCasting && !is_direct_cast(task.operation)) {
+      fail(call, "the kernel does not know this cast");
+    }
     const int elements = 1 << task.width;
-    walk_lanes(elements << src_log2, elements << dst_log2, [&](uint64_t src, uint64_t dst, int) {
-      aligned(src, std::min(elements << src_log2, 16));
-      aligned(dst, std::min(elements << dst_log2, 16));
+    const int src_log2 = src_unit_log2 - task.width, dst_log2 = dst_unit_log2 - task.width;
+    walk_lanes([&](uint64_t src, uint64_t dst, int) {
+      aligned(src, std::min(src_unit, 16));
+      aligned(dst, std::min(dst_unit, 16));
       for (int e = 0; e < elements; ++e)
         visit(task, dst + (e << dst_log2), src + (e << src_log2), 1 << dst_log2, 1 << src_log2, 0);
     });
     return;
   }
-  const int unit = 1 << task.width;
+  const int unit = dst_unit;
   const bool fill = task.operation == Operation::Fill || task.operation == Operation::Fill16;
   if (task.operation == Operation::CopyRagged) {
     const Tile at = locate_tile(words, task, strided, tile, unit, unit);
@@ -340,7 +349,7 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
     if (begin < end) visit(task, at.dst + begin, at.src + begin, end - begin, end - begin, 0);
     return;
   }
-  walk_lanes(unit, unit, [&](uint64_t src, uint64_t dst, int place) {
+  walk_lanes([&](uint64_t src, uint64_t dst, int place) {
     aligned(dst, unit);
     if (!fill) aligned(src, unit);
     visit(task, dst, src, unit, fill ? 0 : unit, place);
@@ -733,7 +742,11 @@ void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
       const uint32_t last = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - 1;
       for (const uint32_t tile :
            {first, std::min(first + 1, last), first + (last - first) / 2, first + (last - first) / 3, last}) {
-        if (find_task(launch.params.words, tile) != i) fail(call, "a tile found another task than its own");
+        for (const bool one_level : {false, true}) {
+          if (one_level && header.levels > 1) continue;
+          const auto [task, task_tile] = find_task(launch.params.words, tile, one_level);
+          if (task != i || task_tile != tile - first) fail(call, "a tile found another task than its own");
+        }
         walk_tile(call, launch.params.words, tile,
                   [&](const Task&, uint64_t dst, uint64_t src, int64_t dst_bytes, int64_t src_bytes, int) {
                     for (size_t pair = 0; pair < dst_ranges.size(); ++pair) {
