@@ -1,6 +1,6 @@
 """Runs the GPU tests under NVIDIA's compute-sanitizer, in parts that each stay below ten minutes.
 
-usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/10] [--json FILE]
+usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/10] [--tests gpu] [--json FILE]
 
 Needs a GPU, compute-sanitizer (part of the CUDA toolkit) and the installed package. Without --tool all three run,
 without --part all parts, a result line for each. Exits with 1 where a kernel of this package was at fault, a test
@@ -58,6 +58,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tool", choices=TOOLS, action="append", help="default: all")
     parser.add_argument("--part", metavar="K/N", help=f"the K-th of N parts alone (default: all of {PARTS})")
+    parser.add_argument("--tests", default="gpu", help="the folder or file of tests/ (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
     record.add_arguments(parser)
     args = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> int:
         chosen = [(int(match[1]), int(match[2]))]
     else:
         parser.error(f"--part {args.part}: expected K/N, such as 3/{PARTS}")
-    lists = {name: collect(marks) for name, (_, marks) in ALLOCATORS.items()}
+    lists = {name: collect(marks, args.tests) for name, (_, marks) in ALLOCATORS.items()}
     begin = time.monotonic()
     ran = faults = 0
     lines = []
@@ -87,7 +88,7 @@ def main() -> int:
     record.write(
         args,
         tool="sanitize",
-        what=f"GPU tests under compute-sanitizer {', '.join(args.tool or TOOLS)}",
+        what=f"tests of {args.tests} under compute-sanitizer {', '.join(args.tool or TOOLS)}",
         cases=ran,
         unit="tests",
         seconds=time.monotonic() - begin,
@@ -97,9 +98,9 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def collect(marks: str) -> list[str]:
-    """The GPU tests with these marks, in the order in which pytest has them."""
-    command = [*PYTEST, "--collect-only", "-q", "-m", marks, "gpu"]
+def collect(marks: str, place: str = "gpu") -> list[str]:
+    """The tests there with these marks, in the order in which pytest has them."""
+    command = [*PYTEST, "--collect-only", "-q", "-m", marks, place]
     found = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False)
     # Named from the folder above, where pytest finds its settings.
     tests = [line.removeprefix("tests/") for line in found.stdout.splitlines() if "::" in line]

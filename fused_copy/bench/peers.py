@@ -39,13 +39,16 @@ TRITON = "Triton, one kernel"
 TVM_FFI = "tvm-ffi, one kernel"
 MEMCPY = "cudaMemcpyAsync per pair, C++"
 MEMCPY_BATCH = "cudaMemcpyBatchAsync, C++"
+HARD_WIRED = "hard-wired for these six, one kernel"
 NOTHING_OP = "op that does nothing"
+READING_OP = "op that reads its tensors alone"
 OP = "torch.ops.fused_copy.replay"
 REPLAY = "fused_copy.replay"
 PLAN = "plan.replay"
 BARE_LAUNCH = "bare launch"
 GRAPH_REPLAY = "graph.replay() alone"
 UPDATE_AND_REPLAY = "copy.update + graph.replay()"
+ASKED_FOR_EXECUTABLE = "graph.raw_cuda_graph_exec() alone"
 NODE_SET_AND_REPLAY = "an empty node set + graph.replay()"
 
 POISON = 90
@@ -268,6 +271,15 @@ def tvm_ffi(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     )
 
 
+@peer(HARD_WIRED)
+def hard_wired(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """A kernel for five aligned vectors and a matrix, which looks nothing up: the least that one launch takes."""
+    _needs_decode_step(buffers)
+    destinations = list(buffers.values())
+    copy_six = native.extension().copy_six_hard_wired
+    return _tried(Peer([partial(copy_six, destinations, list(sources.values())) for sources in sets], buffers, sets))
+
+
 @peer(MEMCPY)
 def memcpy_each(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """``cudaMemcpyAsync`` for each tensor from a C++ extension, ``cudaMemcpy2DAsync`` for the page table."""
@@ -302,10 +314,21 @@ def _needs_runtime_copies(buffers: Tensors, sets: Sequence[Tensors]) -> None:
 @peer(NOTHING_OP)
 def nothing_op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """An op of the same schema, registered in the same way, that does nothing: with the bare launch, the op's floor."""
+    return _op_of_the_benchmark("nothing", buffers, sets)
+
+
+@peer(READING_OP)
+def reading_op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """The same, that asks torch for what a copy must know of its tensors: the floor of an op that checks them."""
+    return _op_of_the_benchmark("reading", buffers, sets)
+
+
+def _op_of_the_benchmark(name: str, buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     _needs_gpu(buffers)
     native.extension()
+    function = getattr(torch.ops.fused_copy_bench, name)
     destinations = list(buffers.values())
-    calls = [partial(torch.ops.fused_copy_bench.nothing, destinations, list(sources.values())) for sources in sets]
+    calls = [partial(function, destinations, list(sources.values())) for sources in sets]
     return Peer(calls, buffers, sets, capturable=False, copies=False)
 
 
@@ -387,9 +410,17 @@ def update_and_replay(buffers: Tensors, sets: Sequence[Tensors], model: Call | N
     return Peer([partial(step, list(sources.values())) for sources in sets], buffers, sets, capturable=False)
 
 
+@peer(ASKED_FOR_EXECUTABLE)
+def asked_for_executable(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """What an update has to ask of torch each time, as the graph may have been reset or instantiated anew."""
+    graph, _ = _capture_copy(buffers, sets, None)
+    graph.instantiate()
+    return Peer([graph.raw_cuda_graph_exec] * len(sets), buffers, sets, capturable=False, copies=False)
+
+
 @peer(NODE_SET_AND_REPLAY)
 def node_set_and_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
-    """A node that does nothing in place of the copy's, set by C++, then ``graph.replay()``: an update's floor."""
+    """A node that does nothing, set to new parameters by C++, then ``graph.replay()``: an update's floor."""
     _needs_gpu(buffers)
     device = torch.cuda.current_device()
     graph = torch.cuda.CUDAGraph(keep_graph=True)

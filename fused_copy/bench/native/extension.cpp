@@ -80,14 +80,28 @@ Pair pair_of(const at::Tensor& destination, const at::Tensor& source) {
   };
 }
 
-void copy_six(const Tensors& destinations, const Tensors& sources, const std::string& threading, int block_size) {
+SixTensors six_tensors(const Tensors& destinations, const Tensors& sources) {
   TORCH_CHECK(destinations.size() == 6 && sources.size() == 6, "expected six tensors");
   SixTensors six;
   for (size_t i = 0; i < 6; ++i) six.pairs[i] = pair_of(destinations[i], sources[i]);
+  return six;
+}
+
+void copy_six(const Tensors& destinations, const Tensors& sources, const std::string& threading, int block_size) {
+  const SixTensors six = six_tensors(destinations, sources);
   const Threading way = threading == "element" ? Threading::Element
                         : threading == "warp"  ? Threading::Warp
                                                : Threading::Block;
   check(launch_copy_six(six, way, block_size, c10::cuda::getCurrentCUDAStream()));
+}
+
+void copy_six_hard_wired(const Tensors& destinations, const Tensors& sources) {
+  const SixTensors six = six_tensors(destinations, sources);
+  for (const Pair& pair : six.pairs) {
+    const auto addresses = reinterpret_cast<uintptr_t>(pair.src) | reinterpret_cast<uintptr_t>(pair.dst);
+    TORCH_CHECK(addresses % 16 == 0 && (pair.src_stride | pair.dst_stride) % 4 == 0, "expected 16-byte alignment");
+  }
+  check(launch_hard_wired(six, c10::cuda::getCurrentCUDAStream()));
 }
 
 }  // namespace
@@ -96,4 +110,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("copy_each", &copy_each);
   module.def("copy_batch", &copy_batch);
   module.def("copy_six", &copy_six);
+  module.def("copy_six_hard_wired", &copy_six_hard_wired);
 }

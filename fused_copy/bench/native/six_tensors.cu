@@ -56,7 +56,55 @@ __global__ void copy_six(const __grid_constant__ SixTensors six) {
   }
 }
 
+constexpr unsigned kVectors = 5;
+constexpr unsigned kWarps = 4;
+constexpr unsigned kLaneUnits = 4;
+constexpr unsigned kPieceColumns = kLaneUnits * 32 * 4;
+
+__device__ void copy_run(const int32_t* src, int32_t* dst, unsigned columns) {
+  const unsigned lane = threadIdx.x;
+  int4 units[kLaneUnits];
+#pragma unroll
+  for (unsigned i = 0; i < kLaneUnits; ++i) {
+    const unsigned column = 4 * (32 * i + lane);
+    if (column + 4 <= columns) units[i] = *reinterpret_cast<const int4*>(src + column);
+  }
+  const unsigned last = columns / 4 * 4 + lane;
+  int32_t element;
+  if (last < columns) element = src[last];
+#pragma unroll
+  for (unsigned i = 0; i < kLaneUnits; ++i) {
+    const unsigned column = 4 * (32 * i + lane);
+    if (column + 4 <= columns) *reinterpret_cast<int4*>(dst + column) = units[i];
+  }
+  if (last < columns) dst[last] = element;
+}
+
+__global__ void copy_six_hard_wired(const __grid_constant__ SixTensors six) {
+  const unsigned row = blockIdx.y * kWarps + threadIdx.y;
+  const unsigned first = blockIdx.x * kPieceColumns;
+  if (blockIdx.x + 1 < gridDim.x) {
+    const Pair& matrix = six.pairs[kVectors];
+    if (row >= matrix.rows) return;
+    const unsigned columns = min(matrix.columns - first, kPieceColumns);
+    copy_run(matrix.src + row * matrix.src_stride + first, matrix.dst + row * matrix.dst_stride + first, columns);
+  } else if (row < kVectors) {
+    const Pair& vector = six.pairs[row];
+    for (unsigned column = 0; column < vector.columns; column += kPieceColumns) {
+      copy_run(vector.src + column, vector.dst + column, min(vector.columns - column, kPieceColumns));
+    }
+  }
+}
+
 }  // namespace
+
+cudaError_t launch_hard_wired(const SixTensors& six, cudaStream_t stream) {
+  const Pair& matrix = six.pairs[kVectors];
+  const unsigned pieces = (matrix.columns + kPieceColumns - 1) / kPieceColumns;
+  const unsigned rows = matrix.rows > kVectors ? matrix.rows : kVectors;
+  copy_six_hard_wired<<<dim3(pieces + 1, (rows + kWarps - 1) / kWarps), dim3(32, kWarps), 0, stream>>>(six);
+  return cudaGetLastError();
+}
 
 cudaError_t launch_copy_six(SixTensors six, Threading threading, int block_size, cudaStream_t stream) {
   const auto size = static_cast<unsigned>(block_size);
