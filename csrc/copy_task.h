@@ -154,7 +154,7 @@ FUSED_COPY_HOST_DEVICE inline uint32_t divide(uint32_t number, uint32_t multipli
 // Which kernel a launch takes: the more it must be able to do, the longer its code and the more registers it holds.
 // Bits, so that a launch is all that its tasks are.
 enum class LaunchKind : uint8_t {
-  Plain = 0,         // copies and fills of at most two dimensions, columns side by side
+  Plain = 0,         // copies and fills of at most two dimensions, the columns of long rows side by side
   General = 1,       // all but casts
   PlainCasting = 2,  // plain ones and direct casts of the same shape
   Casting = 3,       // everything
@@ -169,7 +169,6 @@ struct LaunchHeader {
   uint16_t strided;         // tasks that are StridedTasks: the first ones
   uint16_t first_tiles_at;  // the entry at which the lowest level of the first tiles begins
   uint16_t strided_at;      // the word at which the strided tasks begin
-  uint16_t dense_base;      // the word at which the others would, were the strided ones of their size
   LaunchKind kind;
   uint8_t levels;  // of first tiles
 };
@@ -215,11 +214,14 @@ FUSED_COPY_HOST_DEVICE inline const uint32_t* launch_first_tiles(const uint64_t*
   return first_tile_levels(words) + launch_header(words).first_tiles_at;
 }
 
-// The task of this number, which is a StridedTask where the number is below the header's `strided`.
-FUSED_COPY_HOST_DEVICE inline const Task& launch_task(const uint64_t* words, uint32_t number) {
+// The task of this number, which is a StridedTask where the number is below the header's `strided`. `one_level`: the
+// first tiles have no more, which tells where the tasks begin without asking.
+FUSED_COPY_HOST_DEVICE inline const Task& launch_task(const uint64_t* words, uint32_t number, bool one_level = false) {
   const LaunchHeader& header = launch_header(words);
-  const uint32_t at = number < header.strided ? header.strided_at + number * kStridedTaskWords
-                                              : header.dense_base + number * kTaskWords;
+  const uint32_t strided_at = one_level ? kHeaderWords + kSearchRadix / 2 : header.strided_at;
+  const uint32_t dense_base = strided_at + header.strided * (kStridedTaskWords - kTaskWords);
+  const uint32_t at =
+      number < header.strided ? strided_at + number * kStridedTaskWords : dense_base + number * kTaskWords;
   return *reinterpret_cast<const Task*>(words + at);
 }
 

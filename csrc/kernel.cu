@@ -125,7 +125,7 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
 
 // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
 template <int kBytes>
-__device__ inline void fill_units(const Task& task, const LaneWalk& walk) {
+__device__ inline void fill_units(const Task& task, const LaneWalk& walk, int64_t step) {
   const bool upper_half_zero = task.operation == Operation::Fill16;
   const uint32_t at = static_cast<uint32_t>(walk.column * kBytes) % 16;
   const uint64_t low = upper_half_zero && at >= 8 ? 0 : task.src >> (at % 8 * 8);
@@ -133,7 +133,7 @@ __device__ inline void fill_units(const Task& task, const LaneWalk& walk) {
   Unit<kBytes> unit;
   memcpy(&unit, bits, kBytes);
 #pragma unroll 1
-  for (uint32_t i = 0; i < walk.count; ++i) *in_global<Unit<kBytes>>(walk.dst + i * walk.dst_step) = unit;
+  for (uint32_t i = 0; i < walk.count; ++i) *in_global<Unit<kBytes>>(walk.dst + i * step) = unit;
 }
 
 using Types = CastTypes<__half, __nv_bfloat16>;
@@ -279,9 +279,10 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   const uint32_t lane = threadIdx.x % kWarpLanes;
   const uint32_t launch_tile = blockIdx.x * kBlockWarps + threadIdx.x / kWarpLanes;
   if (launch_tile >= header.tiles) return;
-  const auto [number, tile] = find_task(words, launch_tile, has_one_level(kWords));
+  constexpr bool one_level = has_one_level(kWords);
+  const auto [number, tile] = find_task(words, launch_tile, one_level);
   const bool strided = number < header.strided;
-  const Task& task = launch_task(words, number);
+  const Task& task = launch_task(words, number, one_level);
   const bool cast = casting && task.operation >= Operation::Cast;
   const UnitLog2 unit = cast ? unit_log2(task) : UnitLog2{task.width, task.width};
   LaneWalk walk;
@@ -301,12 +302,10 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   }
   with_unit_bytes(task.width, [&](auto bytes) {
     constexpr int kBytes = decltype(bytes)::value;
-    if (task.operation != Operation::Copy) return fill_units<kBytes>(task, walk);
-    if (walk.side_by_side) {
-      constexpr int64_t step = kWarpLanes * kBytes;
-      return copy_units<kBytes>(walk.src, walk.dst, step, step, walk.count);
-    }
-    copy_units<kBytes>(walk.src, walk.dst, walk.src_step, walk.dst_step, walk.count);
+    constexpr int64_t side_by_side = kWarpLanes * kBytes;
+    const int64_t dst_step = plain ? side_by_side : walk.dst_step;
+    if (task.operation != Operation::Copy) return fill_units<kBytes>(task, walk, dst_step);
+    copy_units<kBytes>(walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step, walk.count);
   });
 }
 

@@ -36,7 +36,6 @@ struct LaneWalk {
   int64_t dst_step;
   uint64_t column;  // of the first unit
   uint32_t count;
-  bool side_by_side;  // the warp's units are
 };
 
 FUSED_COPY_HOST_DEVICE inline LaneWalk walk_lane(const Tile& tile, uint32_t lanes_log2, uint32_t lane) {
@@ -48,7 +47,7 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_lane(const Tile& tile, uint32_t lane
       .dst = tile.dst + column * tile.dst_column_stride + uint64_t{y} * tile.dst_row_stride,
       .column = column,
   };
-  if (lanes_log2 == kWarpLanesLog2 && tile.rows == 1) {
+  if (lanes_log2 == kWarpLanesLog2) {
     walk.src_step = tile.src_column_stride << kWarpLanesLog2;
     walk.dst_step = tile.dst_column_stride << kWarpLanesLog2;
     walk.count = (tile.columns + kWarpLanes - 1 - x) >> kWarpLanesLog2;
@@ -74,38 +73,19 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is
       .src_step = int64_t{kWarpLanes} << unit.src,
       .dst_step = int64_t{kWarpLanes} << unit.dst,
       .column = lane,
-      .side_by_side = true,
   };
   uint32_t column_tile = tile;
   if (is_strided) {
     const auto& strided = reinterpret_cast<const StridedTask&>(task);
-    const int64_t src_row_stride = strided.src_row_stride;
-    const int64_t dst_row_stride = strided.dst_row_stride;
-    const uint32_t row_tile = divide(tile, strided.column_tiles_multiplier, task.column_tiles_shift);
-    column_tile = tile - row_tile * task.column_tiles;
-    uint32_t row = row_tile * strided.tile_rows;
-    if (tile_columns <= kWarpLanes) {
-      const uint32_t lane_rows_log2 = kWarpLanesLog2 - task.lanes_log2;
-      const uint32_t y = lane >> task.lanes_log2;
-      const uint32_t rows = row_tile == strided.row_tiles - 1 ? strided.last_rows : strided.tile_rows;
-      const uint32_t columns = column_tile == task.column_tiles - 1 ? last_columns : tile_columns;
-      walk.column = lane & (tile_columns - 1);
-      walk.src_step = src_row_stride << lane_rows_log2;
-      walk.dst_step = dst_row_stride << lane_rows_log2;
-      walk.count = walk.column < columns ? (rows + (1u << lane_rows_log2) - 1 - y) >> lane_rows_log2 : 0;
-      walk.side_by_side = false;
-      row += y;
-    }
-    walk.src += uint64_t{row} * src_row_stride;
-    walk.dst += uint64_t{row} * dst_row_stride;
+    const uint32_t row = divide(tile, strided.column_tiles_multiplier, task.column_tiles_shift);
+    column_tile = tile - row * task.column_tiles;
+    walk.src += uint64_t{row} * static_cast<uint32_t>(strided.src_row_stride);
+    walk.dst += uint64_t{row} * static_cast<uint32_t>(strided.dst_row_stride);
   }
-  if (walk.side_by_side) {
-    const uint32_t columns = column_tile == task.column_tiles - 1 ? last_columns : tile_columns;
-    walk.count = (columns + kWarpLanes - 1 - lane) >> kWarpLanesLog2;
-  }
-  const auto x = static_cast<uint32_t>(walk.column);
-  walk.src += static_cast<uint64_t>(column_tile) * (tile_columns << unit.src) + (x << unit.src);
-  walk.dst += static_cast<uint64_t>(column_tile) * (tile_columns << unit.dst) + (x << unit.dst);
+  const uint32_t columns = column_tile == task.column_tiles - 1 ? last_columns : tile_columns;
+  walk.count = (columns + kWarpLanes - 1 - lane) >> kWarpLanesLog2;
+  walk.src += static_cast<uint64_t>(column_tile) * (tile_columns << unit.src) + (lane << unit.src);
+  walk.dst += static_cast<uint64_t>(column_tile) * (tile_columns << unit.dst) + (lane << unit.dst);
   return walk;
 }
 

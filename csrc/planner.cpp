@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <limits>
 
 namespace fused_copy {
 namespace {
@@ -15,7 +14,6 @@ constexpr int64_t kTooManyBytes = INT64_MAX;
 constexpr int kMaxRank = 64;          // torch's own limit for most operators
 constexpr size_t kMaxDimensions = 4;  // after merging
 constexpr int kMaxUnitLog2 = 4;       // 16 bytes: the widest access of a GPU up to sm_90
-constexpr int64_t kMaxPlainRows = std::numeric_limits<int32_t>::max();  // walk_plain_lane() counts them in 32 bits
 constexpr __int128 kTooManyTiles = __int128{1} << 31;
 
 // A warp takes as little as two accesses of its lanes while that spreads the work over the GPU, and as much as four
@@ -23,6 +21,10 @@ constexpr __int128 kTooManyTiles = __int128{1} << 31;
 constexpr int kMinTileBytesLog2 = 10;
 constexpr int kMaxTileBytesLog2 = 11;
 constexpr uint64_t kManyTiles = 512;
+// Of shorter rows, a warp takes several at once, which is not plain.
+constexpr uint64_t kMinPlainColumns = kWarpLanes / 2 + 1;
+// walk_plain_lane() reads rows' strides as 32 bits.
+constexpr bool is_plain_stride(int64_t stride) { return stride == static_cast<uint32_t>(stride); }
 // On the CPU a tile is a memcpy.
 constexpr int kCpuTileBytesLog2 = 16;
 
@@ -665,7 +667,8 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
     const bool copies = operation != Operation::Fill && operation != Operation::Fill16;
     const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << unit.dst &&
                               (!copies || extents[0].src_stride == 1 << unit.src);
-    const bool plain = side_by_side && planned.rank == kInnerExtents && extents[1].size <= kMaxPlainRows;
+    const bool plain = side_by_side && planned.rank == kInnerExtents && columns >= kMinPlainColumns &&
+                       is_plain_stride(extents[1].src_stride) && is_plain_stride(extents[1].dst_stride);
     if (!plain) planned.kind = planned.kind | LaunchKind::General;
   }
   bytes_ += units << unit_log2;
@@ -750,7 +753,7 @@ uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2, D
   }
   int columns_log2 = full_columns_log2;
   planned.tile_rows = 1;
-  if (planned.rank > 1 && planned.columns <= kWarpLanes) {
+  if (planned.rank > 1 && planned.columns < kMinPlainColumns) {
     columns_log2 = std::bit_width(planned.columns - 1);
     task.lanes_log2 = static_cast<uint8_t>(columns_log2);
     planned.tile_rows = 1u << (full_columns_log2 - columns_log2);
@@ -798,9 +801,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
       header.strided = static_cast<uint16_t>(strided);
       header.kind = header.kind | planned.kind;
     }
-    const int strided_at = kHeaderWords + first_tiles;
-    header.strided_at = static_cast<uint16_t>(strided_at);
-    header.dense_base = static_cast<uint16_t>(strided_at + header.strided * (kStridedTaskWords - kTaskWords));
+    header.strided_at = static_cast<uint16_t>(kHeaderWords + first_tiles);
     const Levels levels = levels_of(header.tasks);
     header.levels = static_cast<uint8_t>(levels.count);
     header.first_tiles_at = static_cast<uint16_t>(levels.entries_above);

@@ -746,6 +746,9 @@ void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
           if (one_level && header.levels > 1) continue;
           const auto [task, task_tile] = find_task(launch.params.words, tile, one_level);
           if (task != i || task_tile != tile - first) fail(call, "a tile found another task than its own");
+          if (&launch_task(launch.params.words, i, one_level) != &launch_task(launch.params.words, i)) {
+            fail(call, "a task lies elsewhere");
+          }
         }
         walk_tile(call, launch.params.words, tile,
                   [&](const Task&, uint64_t dst, uint64_t src, int64_t dst_bytes, int64_t src_bytes, int) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fused_copy.decode import DecodeLoop, capture_buffers, copy_each
 
 RANKS = 2
 STEPS = 200
+PATIENCE = 240  # seconds
 
 
 def free_port() -> int:
@@ -73,4 +75,11 @@ def serve(rank: int, port: int) -> None:
 @pytest.mark.capture
 @in_its_own_process
 def test_graphs_with_an_all_reduce_and_the_copy():
-    torch.multiprocessing.spawn(serve, args=(free_port(),), nprocs=RANKS)
+    ranks = torch.multiprocessing.spawn(serve, args=(free_port(),), nprocs=RANKS, join=False)
+    end = time.monotonic() + PATIENCE
+    try:
+        while not ranks.join(timeout=5):
+            assert time.monotonic() < end, "the ranks wait for each other"
+    finally:
+        for process in ranks.processes:
+            process.kill()
