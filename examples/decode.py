@@ -179,6 +179,8 @@ class Way:
             for bs in reversed(loop.capture_sizes):
                 self.capture(bs, pool)
         self.fills = {bs: WAYS[name](self, bs) for bs in loop.capture_sizes}
+        # A graph's last sources: an updated node lets go of them, and is not to be the one way that frees them in its time.
+        self.held: dict[int, Tensors] = {}
         self.fill_us: list[float] = []
         self.step_us: list[float] = []
 
@@ -230,6 +232,7 @@ class Way:
         tokens = self.next_tokens[: len(rows)].tolist()
         self.step_us.append((time.perf_counter_ns() - start) / 1e3)
         self.fill_us.append((filled - start) / 1e3)
+        self.held[step.bs] = sources
         self.last_token.update(zip(rows, tokens, strict=True))
         return tokens
 
