@@ -179,7 +179,7 @@ class Way:
             for bs in reversed(loop.capture_sizes):
                 self.capture(bs, pool)
         self.fills = {bs: WAYS[name](self, bs) for bs in loop.capture_sizes}
-        # A graph's last sources: an updated node lets go of them, and is not to be the one way that frees them in its time.
+        # Each graph's last sources: an updated node holds them too, and is not to free them within its time.
         self.held: dict[int, Tensors] = {}
         self.fill_us: list[float] = []
         self.step_us: list[float] = []
