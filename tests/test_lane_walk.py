@@ -10,46 +10,69 @@ import pytest
 
 CSRC = Path(__file__).parent.parent / "csrc"
 
-# Prints how far the bytes reach that the lanes of the last tile write: 2^32 + 5 rows of 3 bytes, into rows of 4.
+# Prints how far the bytes reach, beyond the buffer's first, that the lanes of a copy's last tile write. Its arguments
+# are the rows and columns of bytes that are copied, and the pitch of both sides.
 LAST_TILE = """
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 
 #include "lane_walk.h"
 #include "planner.h"
 
 using namespace fused_copy;
 
-int main() {
-  const int64_t rows = (int64_t{1} << 32) + 5;
-  const int64_t buffer_sizes[] = {rows, 4}, buffer_strides[] = {4, 1}, sizes[] = {rows, 3}, strides[] = {3, 1};
+int main(int, char** arguments) {
+  const int64_t rows = std::atoll(arguments[1]), columns = std::atoll(arguments[2]), pitch = std::atoll(arguments[3]);
+  const int64_t sizes[] = {rows, columns}, strides[] = {pitch, 1};
   const uint64_t buffer = uint64_t{1} << 40, source = uint64_t{1} << 41;
   const Device gpu{DeviceType::Cuda, 0};
-  const TensorView dst{buffer, buffer_sizes, buffer_strides, 2, 4 * rows, DType::UInt8, gpu};
-  const TensorView src{source, sizes, strides, 2, 3 * rows, DType::UInt8, gpu};
+  const TensorView dst{buffer, sizes, strides, 2, rows * pitch, DType::UInt8, gpu};
+  const TensorView src{source, sizes, strides, 2, rows * pitch, DType::UInt8, gpu};
   Destinations destinations;
   destinations.bind({&dst, 1}, nullptr);
   LaunchPlanner planner;
   const uint64_t* words = planner.plan(destinations, {&src, 1})[0].params.words;
   const LaunchHeader& header = launch_header(words);
-  if (header.kind != LaunchKind::General) return 1;
   const auto [number, last] = find_task(words, header.tiles - 1, false);
   const Task& task = launch_task(words, number);
   const bool strided = header.strided > 0;
+  const int unit = 1 << task.width;
   uint64_t end = 0;
   for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
-    const LaneWalk walk = walk_lane(locate_tile(words, task, strided, last, 1, 1), task.lanes_log2, lane);
-    if (walk.count > 0) end = std::max(end, walk.dst + (walk.count - 1) * walk.dst_step + 1);
+    const LaneWalk walk = header.kind == LaunchKind::Plain
+                              ? walk_plain_lane(task, strided, last, unit_log2(task), lane)
+                              : walk_lane(locate_tile(words, task, strided, last, unit, unit), task.lanes_log2, lane);
+    if (walk.count > 0) end = std::max(end, walk.dst + (walk.count - 1) * walk.dst_step + unit);
   }
   std::printf("%lld\\n", static_cast<long long>(end - buffer));
 }
 """
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def reach(folder: Path, planner: str, rows: int, columns: int, pitch: int) -> int:
+    (folder / "planner.cpp").write_text(planner)
+    (folder / "main.cpp").write_text(LAST_TILE)
+    sources = [folder / "main.cpp", folder / "planner.cpp"]
+    subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{CSRC}", *sources, "-o", folder / "walk"], check=True)
+    return int(subprocess.check_output([folder / "walk", str(rows), str(columns), str(pitch)], text=True))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@needs_compiler
 def test_more_rows_than_32_bits_count(tmp_path):
-    """More rows than a plain task may have, whose tiles a kernel counts in 32 bits."""
-    (tmp_path / "main.cpp").write_text(LAST_TILE)
-    sources = [tmp_path / "main.cpp", CSRC / "planner.cpp"]
-    subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{CSRC}", *sources, "-o", tmp_path / "walk"], check=True)
-    assert int(subprocess.check_output([tmp_path / "walk"], text=True)) == 4 * (2**32 + 5) - 1
+    rows = 2**32 + 5
+    assert reach(tmp_path, (CSRC / "planner.cpp").read_text(), rows, 3, 4) == 4 * (rows - 1) + 3
+
+
+@needs_compiler
+@pytest.mark.parametrize("guarded", [True, False], ids=["as it is", "without the planner's guard"])
+def test_rows_further_apart_than_32_bits_tell(tmp_path, guarded):
+    """A warp reads a plain task's row strides as 32 bits: the planner must not let a task of larger ones be plain."""
+    planner, guard = (CSRC / "planner.cpp").read_text(), "stride == static_cast<uint32_t>(stride)"
+    assert planner.count(guard) == 1
+    pitch = 5 * 2**30
+    found = reach(tmp_path, planner if guarded else planner.replace(guard, "true"), 3, 4096, pitch)
+    assert (found == 2 * pitch + 4096) == guarded, found
