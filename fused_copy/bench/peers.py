@@ -42,6 +42,7 @@ MEMCPY_BATCH = "cudaMemcpyBatchAsync, C++"
 HARD_WIRED = "hard-wired for these six, one kernel"
 NOTHING_OP = "op that does nothing"
 READING_OP = "op that reads its tensors alone"
+READING_OP_AND_LAUNCH = "op that reads its tensors, then a bare launch"
 OP = "torch.ops.fused_copy.replay"
 REPLAY = "fused_copy.replay"
 PLAN = "plan.replay"
@@ -321,6 +322,19 @@ def nothing_op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 def reading_op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """The same, that asks torch for what a copy must know of its tensors: the floor of an op that checks them."""
     return _op_of_the_benchmark("reading", buffers, sets)
+
+
+@peer(READING_OP_AND_LAUNCH)
+def reading_op_and_launch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
+    """Both in turn, as each finds the processor's caches full of the other: more than the sum of the two."""
+    reading = _op_of_the_benchmark("reading", buffers, sets)
+    launch = partial(_C.launch_nothing, torch.cuda.current_device())
+
+    def step(read: Call) -> None:
+        read()
+        launch()
+
+    return Peer([partial(step, read) for read in reading.calls], buffers, sets, capturable=False, copies=False)
 
 
 def _op_of_the_benchmark(name: str, buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
