@@ -62,6 +62,17 @@ FUSED_COPY_HOST_DEVICE constexpr Operation cast_operation(DType from, DType to) 
                                 static_cast<int>(to));
 }
 
+// The dtypes of a cast, as numbers.
+struct CastDTypes {
+  int from;
+  int to;
+};
+
+FUSED_COPY_HOST_DEVICE constexpr CastDTypes cast_dtypes(Operation operation) {
+  const int code = static_cast<int>(operation) - static_cast<int>(Operation::Cast);
+  return {code / kCastableDTypes, code % kCastableDTypes};
+}
+
 // Casts that have code of their own: those of ids, positions and lengths, and of activations.
 struct DTypePair {
   DType from;
@@ -108,9 +119,8 @@ struct UnitLog2 {
 
 FUSED_COPY_HOST_DEVICE inline UnitLog2 unit_log2(const Task& task) {
   if (task.operation < Operation::Cast) return {task.width, task.width};
-  const int code = static_cast<int>(task.operation) - static_cast<int>(Operation::Cast);
-  return {castable_size_log2(code / kCastableDTypes) + task.width,
-          castable_size_log2(code % kCastableDTypes) + task.width};
+  const auto [from, to] = cast_dtypes(task.operation);
+  return {castable_size_log2(from) + task.width, castable_size_log2(to) + task.width};
 }
 
 // Strides are in bytes. The first extent is that of the columns, the last the slowest varying.
@@ -161,6 +171,9 @@ enum class LaunchKind : uint8_t {
 };
 constexpr LaunchKind operator|(LaunchKind a, LaunchKind b) {
   return static_cast<LaunchKind>(static_cast<int>(a) | static_cast<int>(b));
+}
+FUSED_COPY_HOST_DEVICE constexpr bool is_plain(LaunchKind kind) {
+  return kind == LaunchKind::Plain || kind == LaunchKind::PlainCasting;
 }
 
 struct LaunchHeader {

@@ -243,9 +243,8 @@ __device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool 
   if (cast_directly<kElements>(operation, walk, std::make_integer_sequence<int, kDirectCastCount>()) || direct_only) {
     return;
   }
-  const int code = static_cast<int>(operation) - static_cast<int>(Operation::Cast);
-  cast_units<kElements>(code / kCastableDTypes, code % kCastableDTypes, walk,
-                        std::make_integer_sequence<int, kCastableDTypes>());
+  const auto [from, to] = cast_dtypes(operation);
+  cast_units<kElements>(from, to, walk, std::make_integer_sequence<int, kCastableDTypes>());
 }
 
 // A launch costs more with more parameters, and so does a node that is set: each goes into the smallest kernel that
@@ -272,7 +271,7 @@ __device__ inline void with_unit_bytes(uint32_t width, Body body) {
 // A warp takes one tile.
 template <int kWords, LaunchKind kKind>
 __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_constant__ Launch<kWords> launch) {
-  constexpr bool plain = kKind == LaunchKind::Plain || kKind == LaunchKind::PlainCasting;
+  constexpr bool plain = is_plain(kKind);
   constexpr bool casting = kKind == LaunchKind::Casting || kKind == LaunchKind::PlainCasting;
   const uint64_t* words = launch.words;
   const LaunchHeader& header = launch_header(words);

@@ -899,8 +899,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
     for (int d = 1; d < planned.rank; ++d) rows *= planned.extents[d].size;
     if (!text.empty()) text += " + ";
     if (operation >= Operation::Cast) {
-      const int to = (static_cast<int>(operation) - static_cast<int>(Operation::Cast)) % kCastableDTypes;
-      bytes += rows * planned.columns << (width + castable_size_log2(to));
+      bytes += rows * planned.columns << unit_log2(planned.task).dst;
       text += "cast by " + unit;
     } else {
       const bool ragged = operation == Operation::CopyRagged;

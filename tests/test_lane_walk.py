@@ -40,7 +40,7 @@ int main(int, char** arguments) {
   const int unit = 1 << task.width;
   uint64_t end = 0;
   for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
-    const LaneWalk walk = header.kind == LaunchKind::Plain
+    const LaneWalk walk = is_plain(header.kind)
                               ? walk_plain_lane(task, strided, last, unit_log2(task), lane)
                               : walk_lane(locate_tile(words, task, strided, last, unit, unit), task.lanes_log2, lane);
     if (walk.count > 0) end = std::max(end, walk.dst + (walk.count - 1) * walk.dst_step + unit);

@@ -306,8 +306,7 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
   const int src_unit = 1 << src_unit_log2, dst_unit = 1 << dst_unit_log2;
   const bool on_gpu = call.dst[0].view.device.type == DeviceType::Cuda;
   const auto walk_lanes = [&](auto visit_unit) {
-    const LaunchKind kind = launch_header(words).kind;
-    const bool plain = kind == LaunchKind::Plain || kind == LaunchKind::PlainCasting;
+    const bool plain = is_plain(launch_header(words).kind);
     for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
       const LaneWalk walk =
           plain ? walk_plain_lane(task, strided, tile, unit_log2(task), lane)
