@@ -344,6 +344,7 @@ void check(CUresult result, const char* what) { check(static_cast<cudaError_t>(r
 // The driver's calls of the hot paths: the runtime's take a quarter of a microsecond more (docs/performance.md).
 struct Driver {
   decltype(&cuCtxGetCurrent) current_context;
+  decltype(&cuCtxSetCurrent) set_context;
   decltype(&cuLaunchKernel) launch;
   decltype(&cuGraphKernelNodeSetParams) set_graph_node;
   decltype(&cuGraphExecKernelNodeSetParams) set_executable_node;
@@ -365,6 +366,7 @@ const Driver& driver() {
   static const Driver driver = [] {
     Driver found;
     look_up(found.current_context, "cuCtxGetCurrent");
+    look_up(found.set_context, "cuCtxSetCurrent");
     look_up(found.launch, "cuLaunchKernel");
     look_up(found.set_graph_node, "cuGraphKernelNodeSetParams");
     look_up(found.set_executable_node, "cuGraphExecKernelNodeSetParams");
@@ -384,29 +386,31 @@ PerDevice& per_device(int index) {
   return devices[index];
 }
 
-// Makes a device current for a scope, with the context that the runtime and torch use.
+// Makes a device current for a scope, with the context that the runtime and torch use. Afterwards the thread has the
+// context that it had, if any: cudaSetDevice back to a GPU that is not in use would give that one a context.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     std::atomic<CUcontext>& own = per_device(device).context;
+    check(driver().current_context(&previous_), "cuCtxGetCurrent");
+    if (previous_ != nullptr && previous_ == own.load(std::memory_order_relaxed)) return;
+    int previous_device;
+    check(cudaGetDevice(&previous_device), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = previous_device != device;
     CUcontext current;
     check(driver().current_context(&current), "cuCtxGetCurrent");
-    if (current != nullptr && current == own.load(std::memory_order_relaxed)) return;
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-    check(driver().current_context(&current), "cuCtxGetCurrent");
     own.store(current, std::memory_order_relaxed);
-    if (previous_ == device) previous_ = kUnchanged;
   }
   ~DeviceGuard() {
-    if (previous_ != kUnchanged) cudaSetDevice(previous_);
+    if (changed_) driver().set_context(previous_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  static constexpr int kUnchanged = -1;
-  int previous_ = kUnchanged;
+  CUcontext previous_;
+  bool changed_ = false;
 };
 
 // For calls on memory, events and code that no capture concerns: a capture, also of another thread, would be

@@ -492,6 +492,31 @@ def test_side_stream_of_a_gpu_that_is_not_current(entry):
     assert all_equal(seen, expected)
 
 
+ANOTHER_GPU_IN_A_NEW_THREAD = """
+    import fused_copy, threading, torch
+    dst, src = torch.zeros(64, device="cuda:1"), torch.ones(48, device="cuda:1")
+    plan = fused_copy.Plan([dst])
+    ways = [lambda: torch.ops.fused_copy.replay([dst], [src]), lambda: plan.replay(src)]
+    devices = []
+    for way in ways:
+        thread = threading.Thread(target=lambda: (way(), devices.append(torch.cuda.current_device())))
+        thread.start()
+        thread.join()
+    torch.cuda.synchronize(1)
+    assert devices == [0, 0], devices
+    assert dst.tolist() == [1] * 48 + [0] * 16
+    assert not torch._C._cuda_hasPrimaryContext(0), "GPU 0 has got a context, of half a gigabyte"
+    print("done")
+"""
+
+
+@two_gpus
+@in_its_own_process
+def test_gpu_that_is_current_and_not_used_gets_no_context(tmp_path):
+    """Device 0 is the current one of a thread that did nothing yet."""
+    in_a_process_of_its_own(ANOTHER_GPU_IN_A_NEW_THREAD, tmp_path)
+
+
 @two_gpus
 @pytest.mark.capture
 def test_capture_on_a_gpu_that_is_not_current(entry):
