@@ -160,7 +160,7 @@ def test_sanitize_takes_nothing_for_success(tmp_path, output, status, wrong):
     script.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({status})\n")
     script.chmod(0o755)
     part = sanitize.Part("caching off", 1, 1)
-    assert sanitize.run(str(script), "memcheck", part, ["gpu/test_x.py::test_y"], 60)[1] == wrong
+    assert sanitize.run(str(script), "memcheck", part, ["gpu/test_x.py::test_y"], 60, "0")[1] == wrong
 
 
 def test_sanitize_stops_a_part_that_takes_too_long(tmp_path):
@@ -169,8 +169,19 @@ def test_sanitize_stops_a_part_that_takes_too_long(tmp_path):
     script = tmp_path / "compute-sanitizer"
     script.write_text("#!/bin/sh\nexec sleep 60\n")
     script.chmod(0o755)
-    _, wrong, line = sanitize.run(str(script), "memcheck", sanitize.Part("caching on", 2, 3), ["test"], 0.5)
+    _, wrong, line = sanitize.run(str(script), "memcheck", sanitize.Part("caching on", 2, 3), ["test"], 0.5, "0")
     assert wrong and "NOT DONE" in line
+
+
+@pytest.mark.parametrize(
+    "visible, orders",
+    [("0", ["0"]), ("0,1", ["0,1", "1,0"]), ("2,GPU-5,7", ["2,GPU-5,7", "GPU-5,7,2", "7,2,GPU-5"])],
+)
+def test_sanitize_takes_each_gpu_first_once(monkeypatch, visible, orders):
+    import sanitize
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert sanitize.gpu_orders() == orders
 
 
 def test_sanitize_parts_hold_every_test_once():

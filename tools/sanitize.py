@@ -1,6 +1,6 @@
-"""Runs the GPU tests under NVIDIA's compute-sanitizer, in parts that each stay below ten minutes.
+"""Runs the GPU tests under NVIDIA's compute-sanitizer, in parts that each stay below ten minutes, one on each GPU.
 
-usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/10] [--tests gpu] [--json FILE]
+usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/4] [--tests gpu] [--json FILE]
 
 Needs a GPU, compute-sanitizer (part of the CUDA toolkit) and the installed package. Without --tool all three run,
 without --part all parts, a result line for each. Exits with 1 where a kernel of this package was at fault, a test
@@ -20,19 +20,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import record
+import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 TOOLS = ("memcheck", "initcheck", "synccheck")
-PARTS = 10
+PARTS = 4
 LIMIT = 590  # seconds
 FAULT = 9  # compute-sanitizer's exit status where it found something
 
@@ -73,18 +76,32 @@ def main() -> int:
     else:
         parser.error(f"--part {args.part}: expected K/N, such as 3/{PARTS}")
     lists = {name: collect(marks, args.tests) for name, (_, marks) in ALLOCATORS.items()}
+    jobs = [
+        (tool, Part(allocator, index, of), tests[index - 1 :: of])
+        for tool in args.tool or TOOLS
+        for index, of in chosen
+        for allocator, tests in lists.items()
+    ]
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for order in gpu_orders():
+        free.put(order)
+
+    def run_on_a_free_gpu(job: tuple[str, Part, list[str]]) -> tuple[int, bool, str]:
+        order = free.get()
+        try:
+            return run(sanitizer, *job, args.limit, order)
+        finally:
+            free.put(order)
+
     begin = time.monotonic()
     ran = faults = 0
     lines = []
-    for tool in args.tool or TOOLS:
-        for index, of in chosen:
-            for allocator, tests in lists.items():
-                part = Part(allocator, index, of)
-                passed, problem, line = run(sanitizer, tool, part, tests[index - 1 :: of], args.limit)
-                ran += passed
-                faults += problem
-                lines.append(line)
-                print(line, flush=True)
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        for passed, problem, line in pool.map(run_on_a_free_gpu, jobs):
+            ran += passed
+            faults += problem
+            lines.append(line)
+            print(line, flush=True)
     record.write(
         args,
         tool="sanitize",
@@ -98,6 +115,13 @@ def main() -> int:
     return 1 if faults else 0
 
 
+def gpu_orders() -> list[str]:
+    """CUDA_VISIBLE_DEVICES for as many processes as there are GPUs: each sees them all, and a different one first."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = named.split(",")
+    return [",".join(gpus[k:] + gpus[:k]) for k in range(len(gpus))]
+
+
 def collect(marks: str, place: str = "gpu") -> list[str]:
     """The tests there with these marks, in the order in which pytest has them."""
     command = [*PYTEST, "--collect-only", "-q", "-m", marks, place]
@@ -109,7 +133,7 @@ def collect(marks: str, place: str = "gpu") -> list[str]:
     return tests
 
 
-def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float) -> tuple[int, bool, str]:
+def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, gpus: str) -> tuple[int, bool, str]:
     """How many tests passed, whether anything is wrong, and the line that says so."""
     head = f"{tool}, {part.allocator}, part {part.index}/{part.of}"
     if not tests:
@@ -117,7 +141,7 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float) -
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
     # No values in tracebacks: torch's printing of a misaligned tensor is itself an illegal access.
     command = [*check, *PYTEST, "-q", "--tb=line", *tests]
-    environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1"}
+    environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1", "CUDA_VISIBLE_DEVICES": gpus}
     begin = time.monotonic()
     try:
         done = subprocess.run(
