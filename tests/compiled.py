@@ -57,8 +57,10 @@ def check_aot_package(folder: Path, device: str) -> None:
             doubled, total = step(torch.arange(n, **like), torch.ones(n, width, **like))
             print(doubled.tolist(), total.item())
     """
-    command = [sys.executable, "-c", textwrap.dedent(runs), aot_package(StaticBuffers(device), folder), device]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    package = aot_package(StaticBuffers(device), folder)
+    command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(runs), package, device]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     first = 99 * (8 * 40 - 3 * 17) + 3 * 17
     second = first - 98 * (2 * 9)  # rows 3 and 4; the rows above them hold ones that far already
     assert done.stdout.splitlines() == [

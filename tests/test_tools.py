@@ -173,6 +173,20 @@ def test_sanitize_stops_a_part_that_takes_too_long(tmp_path):
     assert wrong and "NOT DONE" in line
 
 
+def test_sanitize_says_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
+    import sanitize
+
+    (tmp_path / "compute-sanitizer").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sanitize, "collect", lambda *_: ["gpu/test_x.py::test_y"])
+    found = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["sanitize", "--tool", "memcheck", "--seconds", "-1", "--json", str(found)])
+    assert sanitize.main() == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * sanitize.PARTS and all("NOT BEGUN" in line for line in lines)
+    assert json.loads(found.read_text())["faults"] == len(lines)
+
+
 @pytest.mark.parametrize(
     "visible, orders",
     [("0", ["0"]), ("0,1", ["0,1", "1,0"]), ("2,GPU-5,7", ["2,GPU-5,7", "GPU-5,7,2", "7,2,GPU-5"])],

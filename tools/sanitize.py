@@ -63,6 +63,9 @@ def main() -> int:
     parser.add_argument("--part", metavar="K/N", help=f"the K-th of N parts alone (default: all of {PARTS})")
     parser.add_argument("--tests", default="gpu", help="the folder or file of tests/ (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="begin no part after so long; it is a fault"
+    )
     record.add_arguments(parser)
     args = parser.parse_args()
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
@@ -86,14 +89,17 @@ def main() -> int:
     for order in gpu_orders():
         free.put(order)
 
+    begin = time.monotonic()
+
     def run_on_a_free_gpu(job: tuple[str, Part, list[str]]) -> tuple[int, bool, str]:
         order = free.get()
         try:
+            if time.monotonic() - begin > args.seconds:
+                return 0, True, f"{heading(*job[:2])}: NOT BEGUN after {args.seconds:.0f} s"
             return run(sanitizer, *job, args.limit, order)
         finally:
             free.put(order)
 
-    begin = time.monotonic()
     ran = faults = 0
     lines = []
     with ThreadPoolExecutor(free.qsize()) as pool:
@@ -133,9 +139,13 @@ def collect(marks: str, place: str = "gpu") -> list[str]:
     return tests
 
 
+def heading(tool: str, part: Part) -> str:
+    return f"{tool}, {part.allocator}, part {part.index}/{part.of}"
+
+
 def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, gpus: str) -> tuple[int, bool, str]:
     """How many tests passed, whether anything is wrong, and the line that says so."""
-    head = f"{tool}, {part.allocator}, part {part.index}/{part.of}"
+    head = heading(tool, part)
     if not tests:
         return 0, False, f"{head}: no test"
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]

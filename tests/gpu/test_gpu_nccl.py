@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import socket
 import time
 
@@ -15,7 +16,7 @@ from fused_copy.decode import DecodeLoop, capture_buffers, copy_each
 
 RANKS = 2
 STEPS = 200
-PATIENCE = 240  # seconds
+PATIENCE = 150  # seconds
 
 
 def free_port() -> int:
@@ -26,6 +27,7 @@ def free_port() -> int:
 
 def serve(rank: int, port: int) -> None:
     """One rank: the same batches as the others, hidden states of its own, and every step checked."""
+    faulthandler.dump_traceback_later(PATIENCE - 10)
     torch.cuda.set_device(rank)
     address = f"tcp://127.0.0.1:{port}"
     device = torch.device("cuda", rank)
@@ -67,6 +69,9 @@ def serve(rank: int, port: int) -> None:
         assert torch.equal(hidden, summed), f"rank {rank}, step {step}: the all-reduce saw other buffers"
     distributed.barrier()
     torch.cuda.synchronize()
+    # NCCL waits for the last graph that holds its kernels: https://github.com/pytorch/pytorch/issues/115388
+    outside.reset()
+    inside.reset()
     distributed.destroy_process_group()
 
 
