@@ -133,7 +133,7 @@ class _Region:
 
 
 def _draw(alphabet: Sequence[int], n: int, seed: int) -> torch.Tensor:
-    picks = np.random.default_rng(seed).integers(0, len(alphabet), n)
+    picks = np.random.default_rng(seed).integers(0, len(alphabet), n, dtype=np.uint8)
     return torch.from_numpy(np.asarray(alphabet, dtype=np.uint8)[picks])
 
 

@@ -360,16 +360,17 @@ def test_a_fill_that_is_not_made_is_a_wrong_result():
 def test_a_step_fills_and_then_replays_the_model(monkeypatch):
     order = []
     monkeypatch.setattr(peers, "capture", lambda calls: SimpleNamespace(replay=calls[0]))
+    model = peers.ModelGraph(lambda: order.append("model"))
     workload = sections.dense_pairs(2, torch.device("cpu"))
 
     def factory(buffers, sets):
         return Peer([lambda i=i: order.append(i) for i in range(len(sets))], buffers, sets)
 
-    step = peers.before_model(workload.buffers, workload.sets, factory, lambda: order.append("model"))
+    step = peers.before_model(workload.buffers, workload.sets, factory, model)
     step.calls[2]()
     step.calls[0]()
-    peers.model_alone(workload.buffers, workload.sets, lambda: order.append("alone")).calls[1]()
-    assert order == [2, "model", 0, "model", "alone"]
+    peers.model_alone(workload.buffers, workload.sets, model).calls[1]()
+    assert order == [2, "model", 0, "model", "model"]
 
 
 def test_a_compiled_peer_that_does_not_run_is_left_out():
@@ -715,28 +716,29 @@ def test_readme_table_and_benchmark_agree(readme_table):
 
 
 @pytest.fixture
-def targets_table(monkeypatch):
+def performance_tables(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "tools")
-    import targets_table
+    import performance_tables
 
-    return targets_table
-
-
-def test_the_page_has_every_target_of_the_newest_run(targets_table):
-    assert targets_table.main(["--check"]) == 0
+    return performance_tables
 
 
-def test_targets_table_is_made_of_the_rows(targets_table, full_rows, tmp_path, capsys):
+def test_the_page_has_the_tables_of_the_newest_run(performance_tables):
+    assert performance_tables.main(["--check"]) == 0
+
+
+def test_performance_tables_are_made_of_the_rows(performance_tables, full_rows, tmp_path, capsys):
     path, page = tmp_path / "run.json", tmp_path / "page.md"
     write(replace(results(), rows=full_rows, package={"import_ms": 12.345}), path)
-    page.write_text(f"before\n{targets_table.BEGIN}\nold\n{targets_table.END}\nafter\n")
+    places = ["\nold\n".join(performance_tables.markers(name)) for name in performance_tables.TABLES]
+    page.write_text("\n".join(["before", *places, "after\n"]))
     arguments = [str(path), "--page", str(page)]
-    assert targets_table.main([*arguments, "--check"]) == 1
-    assert "run python tools/targets_table.py" in capsys.readouterr().err
-    assert targets_table.main(arguments) == targets_table.main([*arguments, "--check"]) == 0
+    assert performance_tables.main([*arguments, "--check"]) == 1
+    assert "run python tools/performance_tables.py" in capsys.readouterr().err
+    assert performance_tables.main(arguments) == performance_tables.main([*arguments, "--check"]) == 0
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
-    assert len(lines) == 6 + len(targets.CONDITIONS)
+    assert lines.index("<!-- targets:end -->") == 4 + len(targets.CONDITIONS)
     missed = "| I1 | import `fused_copy` beyond import torch | <= 10 ms | 12.35 | **missed** |  | not explained yet |"
     assert missed in lines
     assert "| B1 | wheel | <= 2 MB |  | not measured | `wheel_mb` |  |" in lines

@@ -23,6 +23,7 @@ from fused_copy.bench.peers import (
     SIX_COPIES,
     UPDATE_AND_REPLAY,
     Factory,
+    ModelGraph,
     Peer,
     Tensors,
     before_model,
@@ -33,7 +34,15 @@ from fused_copy.bench.peers import (
     update_and_replay,
 )
 from fused_copy.bench.report import Row
-from fused_copy.bench.timing import Timing, calls_per_graph, gpu_timer, host_us, launches, loop_us, profile_kernel
+from fused_copy.bench.timing import (
+    Timing,
+    calls_per_graph,
+    gpu_timer,
+    host_us,
+    launches,
+    loop_us,
+    profile_kernel,
+)
 from fused_copy.decode import capture_buffers
 
 SETS = 4
@@ -266,7 +275,7 @@ def _dense_point(count: int, device: torch.device) -> Cases:
 
 def _model_point(buffers: Tensors, bs: int) -> Cases:
     step = decode_step(buffers, bs, HOST_WIDTH)
-    model = small_model(buffers, bs)
+    model = ModelGraph(small_model(buffers, bs))
     ways: dict[str, Factory] = {
         name: partial(before_model, factory=PEERS[name], model=model)
         for name in (SIX_COPIES, FOREACH, OP, REPLAY, PLAN)

@@ -1,0 +1,186 @@
+"""Writes the tables of one run into docs/performance.md, from a file that ``fused-copy bench --json`` wrote.
+
+usage: python tools/performance_tables.py [--check]
+
+It needs the installed package with its extra "bench": the targets are evaluated anew, as they stand there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from readme_table import POINT, ROOT, WAYS, newest, settle, with_table
+
+from fused_copy.bench import report
+from fused_copy.bench.peers import (
+    BARE_LAUNCH,
+    GRAPH_REPLAY,
+    HARD_WIRED,
+    NODE_SET_AND_REPLAY,
+    NOTHING_OP,
+    OP,
+    PLAN,
+    READING_OP,
+    READING_OP_AND_LAUNCH,
+    REPLAY,
+    SIX_COPIES,
+    SLICED_FOREACH,
+    TRITON,
+    TVM_FFI,
+    UPDATE_AND_REPLAY,
+)
+from fused_copy.bench.targets import Medians, evaluate, place, share
+
+WORDS = {True: "met", False: "**missed**", None: "not measured"}
+CODE = re.compile(r"[a-z_]*(?:[a-z]_|\.[a-z])[a-z_]*(?:\([\w=]*\))?")
+"""What the page shows as code: a name with an underscore or a dot, and the parentheses of its call."""
+
+HOST = WAYS | {
+    NOTHING_OP: "an op of the same schema that does nothing",
+    READING_OP: "an op of the same schema that reads its tensors alone",
+    READING_OP_AND_LAUNCH: "that op, then a launch",
+    BARE_LAUNCH: "floor: the launch of an empty kernel from C++",
+    UPDATE_AND_REPLAY: "`copy.update` + `graph.replay()`",
+    NODE_SET_AND_REPLAY: "a node that does nothing set instead + `graph.replay()`",
+    GRAPH_REPLAY: "floor: `graph.replay()` alone",
+}
+"""The rows of the host times: the README's, and what they are measured against."""
+
+FLOORS = {
+    **dict.fromkeys((TVM_FFI, OP, REPLAY, "fused_copy.replay, mappings", PLAN), BARE_LAUNCH),
+    **dict.fromkeys((UPDATE_AND_REPLAY, NODE_SET_AND_REPLAY), GRAPH_REPLAY),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("results", nargs="?", type=Path, help="default: the newest in benchmarks/results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page has other tables")
+    args = parser.parse_args(argv)
+    path = args.results or newest(ROOT / "benchmarks" / "results")
+    results, page = report.read(path), args.page.read_text()
+    for name, table in TABLES.items():
+        lines = [f"| {' | '.join(row)} |" for row in table(results, Medians(results.rows, results.package))]
+        page = with_table(page, "\n".join(lines), *markers(name))
+    return settle(args.page, page, path, "performance_tables", check=args.check)
+
+
+def markers(name: str) -> tuple[str, str]:
+    """What stands before and after the table in the page."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+Cells = list[list[str]]
+
+
+def targets(results: report.Results, medians: Medians) -> Cells:
+    """Every condition of every target."""
+    heads = ["", "figure", "aim", "measured", "", "worst at", "what the run says of a miss"]
+    rows = [heads, ["---", "---", "---", "---:", "---", "---", "---"]]
+    for verdict in evaluate(results.rows, results.package):
+        measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
+        at = verdict.at.removeprefix("not measured: ")
+        cells = [verdict.target, verdict.figure, verdict.condition, measured, WORDS[verdict.met], at, verdict.limit]
+        rows.append([CODE.sub(r"`\g<0>`", cell) for cell in cells])
+    return rows
+
+
+def host(results: report.Results, medians: Medians) -> Cells:
+    """The decode step of the README, with the floors, and what is over them."""
+    here = {row.peer: row.median for row in results.rows if (row.metric, row.workload, row.point) == STEP}
+    rows = [["way", "us", "p10 to p90", "over the floor"], ["---", "---:", "---:", "---:"]]
+    for way, label in HOST.items():
+        if way in here:
+            spread = medians.row("host", "decode", way, POINT)
+            over = f"{here[way] - here[FLOORS[way]]:.2f}" if way in FLOORS else ""
+            rows.append([label, us(here[way]), f"{us(spread.p10)} to {us(spread.p90)}", over])
+    return rows
+
+
+STEP = ("host", "decode", POINT)
+
+
+def pairs(results: report.Results, medians: Medians) -> Cells:
+    """Host times over the number of dense pairs."""
+    ways = {
+        SLICED_FOREACH: "`_foreach_copy_`",
+        OP: "op",
+        NOTHING_OP: "op that does nothing",
+        REPLAY: "`fused_copy.replay`",
+        PLAN: "`plan.replay`",
+        BARE_LAUNCH: "bare launch",
+    }
+    rows = [["pairs", *ways.values()], ["---:"] * (1 + len(ways))]
+    for point in medians.points("host", "pairs"):
+        rows.append([str(point["pairs"]), *(us(medians("host", "pairs", way, point)) for way in ways)])
+    return rows
+
+
+def gpu(results: report.Results, medians: Medians) -> Cells:
+    """GPU times of every decode step, beside a contiguous copy of as many bytes."""
+    ways = {SIX_COPIES: "six `copy_`", TRITON: "Triton", TVM_FFI: "tvm-ffi", OP: "fused", HARD_WIRED: "hard-wired"}
+    heads = ["bs", "wide", "kB", *ways.values(), "contiguous", "fused / contiguous", "hard-wired / contiguous"]
+    rows = [heads, ["---:"] * len(heads)]
+    for point in medians.points("gpu", "decode"):
+        times = {way: medians("gpu", "decode", way, point) for way in ways}
+        contiguous = medians.contiguous(point)
+        kilobytes = medians.row("gpu", "decode", OP, point).bytes / 1e3
+        ratios = [f"{times[way] / contiguous:.2f}" for way in (OP, HARD_WIRED)]
+        step = [str(point["bs"]), str(point["max_seqlen_k"]), f"{kilobytes:,.0f}"]
+        rows.append([*step, *map(us, times.values()), us(contiguous), *ratios])
+    return rows
+
+
+def steps(results: report.Results, medians: Medians) -> Cells:
+    """A decode step with a small model: each in turn waited for, and many in a loop."""
+    ways = {
+        GRAPH_REPLAY: "none: `graph.replay()` alone",
+        SIX_COPIES: "six slices + `copy_`",
+        PLAN: "`plan.replay`",
+        UPDATE_AND_REPLAY: "`copy.update`",
+    }
+    rows = [["bs", "fill", "latency", "its share", "in a loop", "its share"], ["---:", "---", *["---:"] * 4]]
+    for point in medians.points("step", "model"):
+        for way, label in ways.items():
+            cells = [str(point["bs"]), label]
+            for metric in ("latency", "step"):
+                part = None if way == GRAPH_REPLAY else share(medians, metric, way, point)
+                hidden = "" if way == GRAPH_REPLAY else "not resolved"
+                cells += [us(medians(metric, "model", way, point)), hidden if part is None else f"{part:.1%}"]
+            rows.append(cells)
+    return rows
+
+
+def occupancy(results: report.Results, medians: Medians) -> Cells:
+    """How the op is launched, by the profiler."""
+    rows = [["", "blocks", "threads in each", "registers", "occupancy"], ["---", *["---:"] * 4]]
+    for row in results.rows:
+        if row.kernel and row.peer == OP:
+            facts = [row.kernel.get(name, "") for name in ("blocks", "block_size", "registers", "occupancy_percent")]
+            cells = [str(fact[0] if isinstance(fact, list) else fact) for fact in facts]
+            rows.append([CODE.sub(r"`\g<0>`", place(row.point)), *cells[:3], f"{cells[3]} %"])
+    return rows
+
+
+def us(time: float) -> str:
+    """Three digits."""
+    return f"{time:.{0 if time >= 100 else 1 if time >= 10 else 2}f}"
+
+
+TABLES: dict[str, Callable[[report.Results, Medians], Cells]] = {
+    "targets": targets,
+    "host": host,
+    "pairs": pairs,
+    "gpu": gpu,
+    "occupancy": occupancy,
+    "steps": steps,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
