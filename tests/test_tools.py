@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,38 @@ def test_error_cost(tmp_path):
     found = json.loads((tmp_path / "cost.json").read_text())["median_us"]
     assert {"torch.ops.fused_copy.replay", "fused_copy.replay", "plan.replay"} <= found.keys()
     assert all(us["copies"] > 0 and us["raises"] > 0 for us in found.values())
+
+
+# --- record_tests -------------------------------------------------------------------------------------------------
+
+OF_EVERY_OUTCOME = """
+    import pytest
+    def test_passes(): pass
+    def test_passes_too(): pass
+    def test_fails(): assert False
+    def test_fails_earlier(absent): pass
+    @pytest.mark.skip
+    def test_skipped(): pass
+"""
+
+
+@pytest.mark.parametrize(
+    "chosen, outcomes, faults",
+    [
+        ([], {"passed": 2, "failed": 1, "error": 1, "skipped": 1}, 2),
+        (["-k", "passes"], {"passed": 2, "deselected": 3}, 0),
+        (["-k", "absent"], {"deselected": 5}, 1),
+    ],
+    ids=["all", "some", "none"],
+)
+def test_a_run_of_tests_is_recorded(tmp_path, chosen, outcomes, faults):
+    (tmp_path / "test_x.py").write_text(textwrap.dedent(OF_EVERY_OUTCOME))
+    command = [sys.executable, "-m", "pytest", "-p", "record_tests", "--json", "run.json", "test_x.py", *chosen]
+    environment = os.environ | {"PYTHONPATH": str(TOOLS)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    found = json.loads((tmp_path / "run.json").read_text())
+    assert (found["cases"], found["faults"]) == (outcomes.get("passed", 0), faults), run.stdout + run.stderr
+    assert found["outcomes"] == outcomes and found["what"].startswith("test_x.py")
 
 
 # --- sanitize -----------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ PYBIND11_MODULE(bound, module) {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    record.add_arguments(parser)
+    record.add_arguments(parser.add_argument)
     args = parser.parse_args()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

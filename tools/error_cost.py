@@ -25,7 +25,7 @@ BATCHES, CALLS = 50, 200
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    record.add_arguments(parser)
+    record.add_arguments(parser.add_argument)
     args = parser.parse_args()
     torch.set_num_threads(1)  # or on a busy machine copy_ waits for threads to share a page table among
     buffers = capture_buffers(64, 2048, args.device)

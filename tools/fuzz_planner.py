@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the fuzzer and its first inputs (default: %(default)s)")
     parser.add_argument("--corpus", type=Path, help="keep the inputs here, and begin with those that are here")
     parser.add_argument("--min-branches", type=float, default=0, metavar="PERCENT", help="fail where fewer were taken")
-    record.add_arguments(parser)
+    record.add_arguments(parser.add_argument)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -15,24 +15,7 @@ from pathlib import Path
 
 from readme_table import POINT, ROOT, WAYS, newest, settle, with_table
 
-from fused_copy.bench import report
-from fused_copy.bench.peers import (
-    BARE_LAUNCH,
-    GRAPH_REPLAY,
-    HARD_WIRED,
-    NODE_SET_AND_REPLAY,
-    NOTHING_OP,
-    OP,
-    PLAN,
-    READING_OP,
-    READING_OP_AND_LAUNCH,
-    REPLAY,
-    SIX_COPIES,
-    SLICED_FOREACH,
-    TRITON,
-    TVM_FFI,
-    UPDATE_AND_REPLAY,
-)
+from fused_copy.bench import peers, report
 from fused_copy.bench.targets import Medians, evaluate, place, share
 
 WORDS = {True: "met", False: "**missed**", None: "not measured"}
@@ -40,19 +23,21 @@ CODE = re.compile(r"[a-z_]*(?:[a-z]_|\.[a-z])[a-z_]*(?:\([\w=]*\))?")
 """What the page shows as code: a name with an underscore or a dot, and the parentheses of its call."""
 
 HOST = WAYS | {
-    NOTHING_OP: "an op of the same schema that does nothing",
-    READING_OP: "an op of the same schema that reads its tensors alone",
-    READING_OP_AND_LAUNCH: "that op, then a launch",
-    BARE_LAUNCH: "floor: the launch of an empty kernel from C++",
-    UPDATE_AND_REPLAY: "`copy.update` + `graph.replay()`",
-    NODE_SET_AND_REPLAY: "a node that does nothing set instead + `graph.replay()`",
-    GRAPH_REPLAY: "floor: `graph.replay()` alone",
+    peers.NOTHING_OP: "an op of the same schema that does nothing",
+    peers.READING_OP: "an op of the same schema that reads its tensors alone",
+    peers.READING_OP_AND_LAUNCH: "that op, then a launch",
+    peers.BARE_LAUNCH: "floor: the launch of an empty kernel from C++",
+    peers.UPDATE_AND_REPLAY: "`copy.update` + `graph.replay()`",
+    peers.NODE_SET_AND_REPLAY: "a node that does nothing set instead + `graph.replay()`",
+    peers.GRAPH_REPLAY: "floor: `graph.replay()` alone",
 }
 """The rows of the host times: the README's, and what they are measured against."""
 
 FLOORS = {
-    **dict.fromkeys((TVM_FFI, OP, REPLAY, "fused_copy.replay, mappings", PLAN), BARE_LAUNCH),
-    **dict.fromkeys((UPDATE_AND_REPLAY, NODE_SET_AND_REPLAY), GRAPH_REPLAY),
+    **dict.fromkeys(
+        (peers.TVM_FFI, peers.OP, peers.REPLAY, "fused_copy.replay, mappings", peers.PLAN), peers.BARE_LAUNCH
+    ),
+    **dict.fromkeys((peers.UPDATE_AND_REPLAY, peers.NODE_SET_AND_REPLAY), peers.GRAPH_REPLAY),
 }
 
 
@@ -109,12 +94,12 @@ STEP = ("host", "decode", POINT)
 def pairs(results: report.Results, medians: Medians) -> Cells:
     """Host times over the number of dense pairs."""
     ways = {
-        SLICED_FOREACH: "`_foreach_copy_`",
-        OP: "op",
-        NOTHING_OP: "op that does nothing",
-        REPLAY: "`fused_copy.replay`",
-        PLAN: "`plan.replay`",
-        BARE_LAUNCH: "bare launch",
+        peers.SLICED_FOREACH: "`_foreach_copy_`",
+        peers.OP: "op",
+        peers.NOTHING_OP: "op that does nothing",
+        peers.REPLAY: "`fused_copy.replay`",
+        peers.PLAN: "`plan.replay`",
+        peers.BARE_LAUNCH: "bare launch",
     }
     rows = [["pairs", *ways.values()], ["---:"] * (1 + len(ways))]
     for point in medians.points("host", "pairs"):
@@ -124,14 +109,20 @@ def pairs(results: report.Results, medians: Medians) -> Cells:
 
 def gpu(results: report.Results, medians: Medians) -> Cells:
     """GPU times of every decode step, beside a contiguous copy of as many bytes."""
-    ways = {SIX_COPIES: "six `copy_`", TRITON: "Triton", TVM_FFI: "tvm-ffi", OP: "fused", HARD_WIRED: "hard-wired"}
+    ways = {
+        peers.SIX_COPIES: "six `copy_`",
+        peers.TRITON: "Triton",
+        peers.TVM_FFI: "tvm-ffi",
+        peers.OP: "fused",
+        peers.HARD_WIRED: "hard-wired",
+    }
     heads = ["bs", "wide", "kB", *ways.values(), "contiguous", "fused / contiguous", "hard-wired / contiguous"]
     rows = [heads, ["---:"] * len(heads)]
     for point in medians.points("gpu", "decode"):
         times = {way: medians("gpu", "decode", way, point) for way in ways}
         contiguous = medians.contiguous(point)
-        kilobytes = medians.row("gpu", "decode", OP, point).bytes / 1e3
-        ratios = [f"{times[way] / contiguous:.2f}" for way in (OP, HARD_WIRED)]
+        kilobytes = medians.row("gpu", "decode", peers.OP, point).bytes / 1e3
+        ratios = [f"{times[way] / contiguous:.2f}" for way in (peers.OP, peers.HARD_WIRED)]
         step = [str(point["bs"]), str(point["max_seqlen_k"]), f"{kilobytes:,.0f}"]
         rows.append([*step, *map(us, times.values()), us(contiguous), *ratios])
     return rows
@@ -140,18 +131,18 @@ def gpu(results: report.Results, medians: Medians) -> Cells:
 def steps(results: report.Results, medians: Medians) -> Cells:
     """A decode step with a small model: each in turn waited for, and many in a loop."""
     ways = {
-        GRAPH_REPLAY: "none: `graph.replay()` alone",
-        SIX_COPIES: "six slices + `copy_`",
-        PLAN: "`plan.replay`",
-        UPDATE_AND_REPLAY: "`copy.update`",
+        peers.GRAPH_REPLAY: "none: `graph.replay()` alone",
+        peers.SIX_COPIES: "six slices + `copy_`",
+        peers.PLAN: "`plan.replay`",
+        peers.UPDATE_AND_REPLAY: "`copy.update`",
     }
     rows = [["bs", "fill", "latency", "its share", "in a loop", "its share"], ["---:", "---", *["---:"] * 4]]
     for point in medians.points("step", "model"):
         for way, label in ways.items():
             cells = [str(point["bs"]), label]
             for metric in ("latency", "step"):
-                part = None if way == GRAPH_REPLAY else share(medians, metric, way, point)
-                hidden = "" if way == GRAPH_REPLAY else "not resolved"
+                part = None if way == peers.GRAPH_REPLAY else share(medians, metric, way, point)
+                hidden = "" if way == peers.GRAPH_REPLAY else "not resolved"
                 cells += [us(medians(metric, "model", way, point)), hidden if part is None else f"{part:.1%}"]
             rows.append(cells)
     return rows
@@ -161,7 +152,7 @@ def occupancy(results: report.Results, medians: Medians) -> Cells:
     """How the op is launched, by the profiler."""
     rows = [["", "blocks", "threads in each", "registers", "occupancy"], ["---", *["---:"] * 4]]
     for row in results.rows:
-        if row.kernel and row.peer == OP:
+        if row.kernel and row.peer == peers.OP:
             facts = [row.kernel.get(name, "") for name in ("blocks", "block_size", "registers", "occupancy_percent")]
             cells = [str(fact[0] if isinstance(fact, list) else fact) for fact in facts]
             rows.append([CODE.sub(r"`\g<0>`", place(row.point)), *cells[:3], f"{cells[3]} %"])

@@ -9,14 +9,15 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--json`` and ``--commit``, the same in all tools."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found to this file")
-    parser.add_argument(
+def add_arguments(add: Callable[..., object]) -> None:
+    """``--json`` and ``--commit``, the same in all tools, by what adds an option to a parser."""
+    add("--json", type=Path, metavar="FILE", help="write what was found to this file")
+    add(
         "--commit",
         metavar="SHA",
         default=os.environ.get("FUSED_COPY_COMMIT"),

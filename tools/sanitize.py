@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="begin no part after so long; it is a fault"
     )
-    record.add_arguments(parser)
+    record.add_arguments(parser.add_argument)
     args = parser.parse_args()
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if sanitizer is None:

@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long, if that is sooner")
     parser.add_argument("--every", type=int, default=1000, help="check one in so many (default: %(default)s)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    record.add_arguments(parser)
+    record.add_arguments(parser.add_argument)
     args = parser.parse_args()
     if args.device == "cuda":
         devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +27,7 @@ from cases import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from test_environment import run_script
 
 INT = torch.int32
 GiB = 1 << 30
@@ -213,14 +210,6 @@ def test_gpu_capture_among_other_kernels(entry):
         assert (out == 2 * n).all()
 
 
-def in_a_process_of_its_own(script: str, folder: Path) -> None:
-    """Away from the clone, because -c imports from where it runs."""
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith("done\n"), run.stdout
-
-
 FIRST_CALL_IS_CAPTURED = """
     import fused_copy, torch
     dst, src = torch.zeros(64, device="cuda"), torch.ones(48, device="cuda")
@@ -236,7 +225,7 @@ FIRST_CALL_IS_CAPTURED = """
 @in_its_own_process
 @pytest.mark.capture
 def test_gpu_first_call_of_the_process_may_be_under_capture(tmp_path):
-    in_a_process_of_its_own(FIRST_CALL_IS_CAPTURED, tmp_path)
+    run_script(FIRST_CALL_IS_CAPTURED, tmp_path)
 
 
 # --- launches -----------------------------------------------------------------------------------------------------
@@ -514,7 +503,7 @@ ANOTHER_GPU_IN_A_NEW_THREAD = """
 @in_its_own_process
 def test_gpu_that_is_current_and_not_used_gets_no_context(tmp_path):
     """Device 0 is the current one of a thread that did nothing yet."""
-    in_a_process_of_its_own(ANOTHER_GPU_IN_A_NEW_THREAD, tmp_path)
+    run_script(ANOTHER_GPU_IN_A_NEW_THREAD, tmp_path)
 
 
 @two_gpus
@@ -613,7 +602,7 @@ FREED_ON_GPU = """
 @in_its_own_process
 def test_gpu_freed_storage(tmp_path):
     """In a process of its own: an illegal access leaves the whole process without a GPU."""
-    in_a_process_of_its_own(FREED_ON_GPU, tmp_path)
+    run_script(FREED_ON_GPU, tmp_path)
 
 
 def test_a_refused_call_leaves_the_gpu_usable(entry):
