@@ -55,7 +55,7 @@ class Step:
 
     def anew(self) -> list[torch.Tensor]:
         """Tensors of the same contents that nobody else holds."""
-        packed = torch.empty_like(self.packed, pin_memory=self.pin).copy_(self.packed)
+        packed = torch.empty_like(self.packed, pin_memory=True).copy_(self.packed) if self.pin else self.packed.clone()
         *rows, page_table = packed.split([tensor.numel() for tensor in self.sources.values()])
         return [*rows, page_table.view(self.sources["page_table"].shape)]
 
