@@ -196,14 +196,17 @@ def test_sanitize_takes_nothing_for_success(tmp_path, output, status, wrong):
     assert sanitize.run(str(script), "memcheck", part, ["gpu/test_x.py::test_y"], 60, "0")[1] == wrong
 
 
-def test_sanitize_stops_a_part_that_takes_too_long(tmp_path):
+def test_sanitize_stops_a_part_that_takes_too_long(tmp_path, monkeypatch):
     import sanitize
 
     script = tmp_path / "compute-sanitizer"
-    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.write_text("#!/bin/sh\nsleep 60 & echo $! > child\nwait\n")
     script.chmod(0o755)
+    monkeypatch.setattr(sanitize, "TESTS", tmp_path)
     _, wrong, line = sanitize.run(str(script), "memcheck", sanitize.Part("caching on", 2, 3), ["test"], 0.5, "0")
     assert wrong and "NOT DONE" in line
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "cmdline")
+    assert not child.exists() or child.read_bytes() == b"", "the tests outlive the sanitizer"
 
 
 def test_sanitize_says_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):

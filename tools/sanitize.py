@@ -23,6 +23,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -153,23 +154,32 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     command = [*check, *PYTEST, "-q", "--tb=line", *tests]
     environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1", "CUDA_VISIBLE_DEVICES": gpus}
     begin = time.monotonic()
+    # A group of its own, as the tests would outlive the sanitizer that is killed.
+    process = subprocess.Popen(
+        command,
+        cwd=TESTS,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=limit, check=False
-        )
+        output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         return 0, True, f"{head}: NOT DONE after {limit:.0f} s: take more parts"
     seconds = time.monotonic() - begin
-    output = done.stdout + done.stderr
     passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))
     ours, others = reports(output)
-    unexplained = done.returncode not in (0, FAULT) or (done.returncode == FAULT and not others)
+    unexplained = process.returncode not in (0, FAULT) or (process.returncode == FAULT and not others)
     wrong = bool(ours or failed or not passed or unexplained)
     counts = f"{passed} passed, {failed} failed, {ours} faults in this package's kernels, {others} in others"
     line = f"{head}: {counts}, {seconds:.0f} s"
     if wrong:
         print(output[-6000:])
-        line += f", EXIT STATUS {done.returncode}"
+        line += f", EXIT STATUS {process.returncode}"
     return passed, wrong, line
 
 
