@@ -137,7 +137,7 @@ OF_EVERY_OUTCOME = """
 def test_a_run_of_tests_is_recorded(tmp_path, chosen, outcomes, faults):
     (tmp_path / "test_x.py").write_text(textwrap.dedent(OF_EVERY_OUTCOME))
     command = [sys.executable, "-m", "pytest", "-p", "record_tests", "--json", "run.json", "test_x.py", *chosen]
-    environment = os.environ | {"PYTHONPATH": str(TOOLS)}
+    environment = os.environ | {"PYTHONPATH": str(TOOLS), "PYTEST_ADDOPTS": ""}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = json.loads((tmp_path / "run.json").read_text())
     assert (found["cases"], found["faults"]) == (outcomes.get("passed", 0), faults), run.stdout + run.stderr
