@@ -43,7 +43,7 @@ def aot_package(module: StaticBuffers, folder: Path) -> str:
     return torch._inductor.aoti_compile_and_package(
         exported,
         package_path=str(folder / "step.pt2"),
-        # Constants in assembly would ask for an executable stack, which glibc grants no library since 2.41.
+        # Constants in assembly would ask for an executable stack: see docs/compile.md.
         inductor_configs={"cpp_cache_precompile_headers": False, "aot_inductor.use_consts_asm_build": False},
     )
 
