@@ -744,3 +744,7 @@ def test_performance_tables_are_made_of_the_rows(performance_tables, full_rows, 
     assert "| B1 | wheel | <= 2 MB |  | not measured | `wheel_mb` |  |" in lines
     at = "bs 64, `max_seqlen_k` 1024"
     assert f"| H2 | six slices + `copy_` / `plan.replay`, host | >= 12x | 12.00 | met | {at} |  |" in lines
+    assert "| `copy.update` + `graph.replay()` | 3.00 | 3.00 to 3.00 | 1.00 |" in lines
+    assert "| 512 | 50.0 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in lines
+    assert "| 64 | 1024 | 263 | 60.0 | 5.00 | 5.00 | 5.00 | 5.00 | 4.00 | 1.25 | 1.25 |" in lines
+    assert "| 8 | `copy.update` | 3.00 | 33.3% | 3.00 | 33.3% |" in lines

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from readme_table import POINT, ROOT, WAYS, newest, settle, with_table
+from readme_table import POINT, ROOT, WAYS, format_us, newest, settle, with_table
 
 from fused_copy.bench import peers, report
 from fused_copy.bench.targets import Medians, evaluate, place, share
@@ -78,17 +78,14 @@ def targets(results: report.Results, medians: Medians) -> Cells:
 
 def host(results: report.Results, medians: Medians) -> Cells:
     """The decode step of the README, with the floors, and what is over them."""
-    here = {row.peer: row.median for row in results.rows if (row.metric, row.workload, row.point) == STEP}
+    step = ("host", "decode", POINT)
+    here = {row.peer: row for row in results.rows if (row.metric, row.workload, row.point) == step}
     rows = [["way", "us", "p10 to p90", "over the floor"], ["---", "---:", "---:", "---:"]]
     for way, label in HOST.items():
-        if way in here:
-            spread = medians.row("host", "decode", way, POINT)
-            over = f"{here[way] - here[FLOORS[way]]:.2f}" if way in FLOORS else ""
-            rows.append([label, us(here[way]), f"{us(spread.p10)} to {us(spread.p90)}", over])
+        if row := here.get(way):
+            over = f"{row.median - here[FLOORS[way]].median:.2f}" if way in FLOORS else ""
+            rows.append([label, format_us(row.median), f"{format_us(row.p10)} to {format_us(row.p90)}", over])
     return rows
-
-
-STEP = ("host", "decode", POINT)
 
 
 def pairs(results: report.Results, medians: Medians) -> Cells:
@@ -103,7 +100,7 @@ def pairs(results: report.Results, medians: Medians) -> Cells:
     }
     rows = [["pairs", *ways.values()], ["---:"] * (1 + len(ways))]
     for point in medians.points("host", "pairs"):
-        rows.append([str(point["pairs"]), *(us(medians("host", "pairs", way, point)) for way in ways)])
+        rows.append([str(point["pairs"]), *(format_us(medians("host", "pairs", way, point)) for way in ways)])
     return rows
 
 
@@ -124,7 +121,7 @@ def gpu(results: report.Results, medians: Medians) -> Cells:
         kilobytes = medians.row("gpu", "decode", peers.OP, point).bytes / 1e3
         ratios = [f"{times[way] / contiguous:.2f}" for way in (peers.OP, peers.HARD_WIRED)]
         step = [str(point["bs"]), str(point["max_seqlen_k"]), f"{kilobytes:,.0f}"]
-        rows.append([*step, *map(us, times.values()), us(contiguous), *ratios])
+        rows.append([*step, *map(format_us, times.values()), format_us(contiguous), *ratios])
     return rows
 
 
@@ -143,7 +140,7 @@ def steps(results: report.Results, medians: Medians) -> Cells:
             for metric in ("latency", "step"):
                 part = None if way == peers.GRAPH_REPLAY else share(medians, metric, way, point)
                 hidden = "" if way == peers.GRAPH_REPLAY else "not resolved"
-                cells += [us(medians(metric, "model", way, point)), hidden if part is None else f"{part:.1%}"]
+                cells += [format_us(medians(metric, "model", way, point)), hidden if part is None else f"{part:.1%}"]
             rows.append(cells)
     return rows
 
@@ -157,11 +154,6 @@ def occupancy(results: report.Results, medians: Medians) -> Cells:
             cells = [str(fact[0] if isinstance(fact, list) else fact) for fact in facts]
             rows.append([CODE.sub(r"`\g<0>`", place(row.point)), *cells[:3], f"{cells[3]} %"])
     return rows
-
-
-def us(time: float) -> str:
-    """Three digits."""
-    return f"{time:.{0 if time >= 100 else 1 if time >= 10 else 2}f}"
 
 
 TABLES: dict[str, Callable[[report.Results, Medians], Cells]] = {

@@ -137,7 +137,7 @@ def table(results: dict[str, Any], file: str) -> str:
         if way in host:
             launches = host[way]["launches"]
             us, ratio = _time(host, way)
-            spread = f"{_us(host[way]['p10'])} to {_us(host[way]['p90'])}" if "p10" in host[way] else ""
+            spread = f"{format_us(host[way]['p10'])} to {format_us(host[way]['p90'])}" if "p10" in host[way] else ""
             cells = [label, "" if launches is None else str(launches), us, spread, ratio, *_time(gpu, way)]
             lines.append(f"| {' | '.join(cells)} |")
     machine = results["machine"]
@@ -159,10 +159,10 @@ def _time(rows: dict[str, Any], way: str) -> tuple[str, str]:
     if way not in rows:
         return "", ""
     us = rows[way]["median"]
-    return _us(us), f"{rows[BASELINE]['median'] / us:.1f}x"
+    return format_us(us), f"{rows[BASELINE]['median'] / us:.1f}x"
 
 
-def _us(us: float) -> str:
+def format_us(us: float) -> str:
     return f"{us:.{1 if us >= 10 else 2}f}"
 
 

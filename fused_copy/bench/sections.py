@@ -34,15 +34,7 @@ from fused_copy.bench.peers import (
     update_and_replay,
 )
 from fused_copy.bench.report import Row
-from fused_copy.bench.timing import (
-    Timing,
-    calls_per_graph,
-    gpu_timer,
-    host_us,
-    launches,
-    loop_us,
-    profile_kernel,
-)
+from fused_copy.bench.timing import Timing, calls_per_graph, gpu_timer, host_us, launches, loop_us, profile_kernel
 from fused_copy.decode import capture_buffers
 
 SETS = 4
