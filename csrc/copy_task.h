@@ -1,6 +1,7 @@
 // The plain data that crosses from the planner to a back end, and from the host to the device as kernel parameters.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -98,6 +99,14 @@ FUSED_COPY_HOST_DEVICE constexpr int max_lane_units(int unit_bytes) { return uni
 // What one warp handles of a task is a tile: a block of its rows and columns. Tiles are numbered along the rows, then
 // down the columns, then through the outer dimensions.
 
+// What is to be done with a task, in one word, which a back end reads at once.
+struct alignas(4) TaskCode {
+  Operation operation;
+  uint8_t width;               // log2 of a unit
+  uint8_t lanes_log2;          // 2^lanes_log2 lanes of a warp lie along a row, the others on further rows
+  uint8_t column_tiles_shift;  // see divide()
+};
+
 // One box of memory to write. Its columns are the units of a row.
 struct alignas(16) Task {
   uint64_t src;  // address, or the pattern of a fill
@@ -105,10 +114,7 @@ struct alignas(16) Task {
   uint32_t tile_columns;
   uint32_t last_columns;  // of a row's last tile
   uint32_t column_tiles;  // of a row
-  Operation operation;
-  uint8_t width;               // log2 of a unit
-  uint8_t lanes_log2;          // 2^lanes_log2 lanes of a warp lie along a row, the others on further rows
-  uint8_t column_tiles_shift;  // see divide()
+  TaskCode code;
 };
 
 // log2 of the bytes from one column to the next where they lie side by side.
@@ -117,10 +123,10 @@ struct UnitLog2 {
   int dst;
 };
 
-FUSED_COPY_HOST_DEVICE inline UnitLog2 unit_log2(const Task& task) {
-  if (task.operation < Operation::Cast) return {task.width, task.width};
-  const auto [from, to] = cast_dtypes(task.operation);
-  return {castable_size_log2(from) + task.width, castable_size_log2(to) + task.width};
+FUSED_COPY_HOST_DEVICE inline UnitLog2 unit_log2(TaskCode code) {
+  if (code.operation < Operation::Cast) return {code.width, code.width};
+  const auto [from, to] = cast_dtypes(code.operation);
+  return {castable_size_log2(from) + code.width, castable_size_log2(to) + code.width};
 }
 
 // Strides are in bytes. The first extent is that of the columns, the last the slowest varying.
@@ -195,6 +201,10 @@ constexpr int kStridedTaskWords = sizeof(StridedTask) / 8;
 constexpr int kExtentWords = sizeof(Extent) / 8;
 static_assert(sizeof(LaunchHeader) == 16);
 
+// The kernel for plain tasks reads each of them as far as the row strides of a StridedTask, though it may be a Task. Of
+// the last one these are words beyond it, which every launch has.
+constexpr int kWordsReadBeyond = static_cast<int>(offsetof(StridedTask, src_column_stride)) / 8 - kTaskWords;
+
 // The parameters of one kernel: a header, the number of every task's first tile, the strided tasks, the others, the
 // outer extents. Above the first tiles lie levels of every kSearchRadix-th of the level below, the highest first, so
 // that a search reads as many neighbours of each level and few cache lines.
@@ -263,7 +273,7 @@ FUSED_COPY_HOST_DEVICE inline Tile locate_tile(const uint64_t* words, const Task
   uint32_t column_tile = number;
   if (is_strided) {
     const auto& strided = reinterpret_cast<const StridedTask&>(task);
-    const uint32_t row_number = divide(number, strided.column_tiles_multiplier, task.column_tiles_shift);
+    const uint32_t row_number = divide(number, strided.column_tiles_multiplier, task.code.column_tiles_shift);
     column_tile = number - row_number * task.column_tiles;
     uint32_t outer = divide(row_number, strided.row_tiles_multiplier, strided.row_tiles_shift);
     const uint32_t row_tile = row_number - outer * strided.row_tiles;

@@ -89,13 +89,13 @@ constexpr std::array<CastTile, sizeof...(kCodes)> cast_table(std::integer_sequen
 constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCastableDTypes * kCastableDTypes>());
 
 void run_tile(const Task& task, const Tile& tile) {
-  const int bytes = 1 << task.width;
-  switch (task.operation) {
+  const int bytes = 1 << task.code.width;
+  switch (task.code.operation) {
     case Operation::Copy: return copy_tile(tile, bytes);
     case Operation::CopyRagged: return copy_ragged_tile(tile, bytes);
     case Operation::Fill: return fill_tile(tile, bytes, task.src, false);
     case Operation::Fill16: return fill_tile(tile, bytes, task.src, true);
-    default: kCastTiles[static_cast<int>(task.operation) - static_cast<int>(Operation::Cast)](tile, 1 << task.width);
+    default: kCastTiles[static_cast<int>(task.code.operation) - static_cast<int>(Operation::Cast)](tile, bytes);
   }
 }
 
@@ -104,7 +104,7 @@ void run_launch(const uint64_t* words) {
   const uint32_t* first_tiles = launch_first_tiles(words);
   for (uint32_t i = 0; i < header.tasks; ++i) {
     const Task& task = launch_task(words, i);
-    const UnitLog2 unit = unit_log2(task);
+    const UnitLog2 unit = unit_log2(task.code);
     const uint32_t tiles = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - first_tiles[i];
     for (uint32_t t = 0; t < tiles; ++t) {
       run_tile(task, locate_tile(words, task, i < header.strided, t, 1 << unit.src, 1 << unit.dst));

@@ -125,11 +125,10 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
 
 // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
 template <int kBytes>
-__device__ inline void fill_units(const Task& task, const LaneWalk& walk, int64_t step) {
-  const bool upper_half_zero = task.operation == Operation::Fill16;
+__device__ inline void fill_units(uint64_t pattern, bool upper_half_zero, const LaneWalk& walk, int64_t step) {
   const uint32_t at = static_cast<uint32_t>(walk.column * kBytes) % 16;
-  const uint64_t low = upper_half_zero && at >= 8 ? 0 : task.src >> (at % 8 * 8);
-  const uint64_t bits[2] = {low, upper_half_zero ? 0 : task.src};
+  const uint64_t low = upper_half_zero && at >= 8 ? 0 : pattern >> (at % 8 * 8);
+  const uint64_t bits[2] = {low, upper_half_zero ? 0 : pattern};
   Unit<kBytes> unit;
   memcpy(&unit, bits, kBytes);
 #pragma unroll 1
@@ -249,7 +248,7 @@ __device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool 
 
 // A launch costs more with more parameters, and so does a node that is set: each goes into the smallest kernel that
 // holds it.
-constexpr int kLaunchWords[] = {48, 128, 512, kMaxLaunchWords};
+constexpr int kLaunchWords[] = {52, 128, 512, kMaxLaunchWords};
 
 // The smallest kernel takes launches of one level of first tiles alone.
 __host__ __device__ constexpr bool has_one_level(int words) { return words == kLaunchWords[0]; }
@@ -282,29 +281,36 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   const auto [number, tile] = find_task(words, launch_tile, one_level);
   const bool strided = number < header.strided;
   const Task& task = launch_task(words, number, one_level);
-  const bool cast = casting && task.operation >= Operation::Cast;
-  const UnitLog2 unit = cast ? unit_log2(task) : UnitLog2{task.width, task.width};
+  const auto read = [&] {
+    if constexpr (plain) return read_plain_task(task);
+    else return task;
+  }();
+  const TaskCode code = read.code;
+  const bool cast = casting && code.operation >= Operation::Cast;
+  const UnitLog2 unit = cast ? unit_log2(code) : UnitLog2{code.width, code.width};
   LaneWalk walk;
   if constexpr (plain) {
-    walk = walk_plain_lane(task, strided, tile, unit, lane);
+    walk = walk_plain_lane(read, strided, tile, unit, lane);
   } else {
     const Tile located = locate_tile(words, task, strided, tile, 1 << unit.src, 1 << unit.dst);
-    if (task.operation == Operation::CopyRagged) {
-      return with_unit_bytes(task.width, [&](auto bytes) { copy_ragged_tile<decltype(bytes)::value>(located, lane); });
+    if (code.operation == Operation::CopyRagged) {
+      return with_unit_bytes(code.width, [&](auto bytes) { copy_ragged_tile<decltype(bytes)::value>(located, lane); });
     }
-    walk = walk_lane(located, task.lanes_log2, lane);
+    walk = walk_lane(located, code.lanes_log2, lane);
   }
   if constexpr (casting) {
-    if (cast && task.width == 2) return run_cast<4>(task.operation, walk, plain);
-    if (cast && task.width == 1) return run_cast<2>(task.operation, walk, plain);
-    if (cast) return run_cast<1>(task.operation, walk, plain);
+    if (cast && code.width == 2) return run_cast<4>(code.operation, walk, plain);
+    if (cast && code.width == 1) return run_cast<2>(code.operation, walk, plain);
+    if (cast) return run_cast<1>(code.operation, walk, plain);
   }
-  with_unit_bytes(task.width, [&](auto bytes) {
+  with_unit_bytes(code.width, [&](auto bytes) {
     constexpr int kBytes = decltype(bytes)::value;
     constexpr int64_t side_by_side = kWarpLanes * kBytes;
     const int64_t dst_step = plain ? side_by_side : walk.dst_step;
-    if (task.operation != Operation::Copy) return fill_units<kBytes>(task, walk, dst_step);
-    copy_units<kBytes>(walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step, walk.count);
+    if (code.operation == Operation::Copy) {
+      return copy_units<kBytes>(walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step, walk.count);
+    }
+    fill_units<kBytes>(read.src, code.operation == Operation::Fill16, walk, dst_step);
   });
 }
 

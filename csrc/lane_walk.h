@@ -1,6 +1,8 @@
 // Which units of a launch one lane of the GPU visits. Without CUDA, so that tests can walk every lane on the host.
 #pragma once
 
+#include <cstring>
+
 #include "copy_task.h"
 
 namespace fused_copy {
@@ -61,12 +63,47 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_lane(const Tile& tile, uint32_t lane
   return walk;
 }
 
+// A plain task as it is read, rows or none. What is of rows tells nothing where there are none.
+struct PlainTask {
+  uint64_t src;
+  uint64_t dst;
+  uint32_t tile_columns;
+  uint32_t last_columns;
+  uint32_t column_tiles;
+  TaskCode code;
+  uint32_t column_tiles_multiplier;
+  uint32_t src_row_stride;
+  uint32_t dst_row_stride;
+};
+
+// All at once, rows or none: a warp waits for every further read of the parameters.
+FUSED_COPY_HOST_DEVICE inline PlainTask read_plain_task(const Task& task) {
+  const auto& strided = reinterpret_cast<const StridedTask&>(task);
+  uint32_t code;
+  std::memcpy(&code, &task.code, sizeof code);
+  PlainTask read{.src = task.src,
+                 .dst = task.dst,
+                 .tile_columns = task.tile_columns,
+                 .last_columns = task.last_columns,
+                 .column_tiles = task.column_tiles,
+                 .column_tiles_multiplier = strided.column_tiles_multiplier,
+                 .src_row_stride = static_cast<uint32_t>(strided.src_row_stride),
+                 .dst_row_stride = static_cast<uint32_t>(strided.dst_row_stride)};
+#ifdef __CUDA_ARCH__
+  // Or else the compiler moves reads to where they are used first.
+  asm volatile(""
+               : "+l"(read.src), "+l"(read.dst), "+r"(read.tile_columns), "+r"(read.last_columns),
+                 "+r"(read.column_tiles), "+r"(code), "+r"(read.column_tiles_multiplier), "+r"(read.src_row_stride),
+                 "+r"(read.dst_row_stride));
+#endif
+  std::memcpy(&read.code, &code, sizeof code);
+  return read;
+}
+
 // The walk in a tile of a plain task. A small step takes as long as a warp needs to fetch and run the instructions up
 // to its first load, so this does without all that locate_tile() must provide for.
-FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is_strided, uint32_t tile, UnitLog2 unit,
-                                                       uint32_t lane) {
-  const uint32_t tile_columns = task.tile_columns;
-  const uint32_t last_columns = task.last_columns;
+FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const PlainTask& task, bool is_strided, uint32_t tile,
+                                                       UnitLog2 unit, uint32_t lane) {
   LaneWalk walk{
       .src = task.src,
       .dst = task.dst,
@@ -74,18 +111,14 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const Task& task, bool is
       .dst_step = int64_t{kWarpLanes} << unit.dst,
       .column = lane,
   };
-  uint32_t column_tile = tile;
-  if (is_strided) {
-    const auto& strided = reinterpret_cast<const StridedTask&>(task);
-    const uint32_t row = divide(tile, strided.column_tiles_multiplier, task.column_tiles_shift);
-    column_tile = tile - row * task.column_tiles;
-    walk.src += uint64_t{row} * static_cast<uint32_t>(strided.src_row_stride);
-    walk.dst += uint64_t{row} * static_cast<uint32_t>(strided.dst_row_stride);
-  }
-  const uint32_t columns = column_tile == task.column_tiles - 1 ? last_columns : tile_columns;
+  const uint32_t row = is_strided ? divide(tile, task.column_tiles_multiplier, task.code.column_tiles_shift) : 0;
+  const uint32_t column_tile = tile - row * task.column_tiles;
+  const uint32_t columns = column_tile == task.column_tiles - 1 ? task.last_columns : task.tile_columns;
   walk.count = (columns + kWarpLanes - 1 - lane) >> kWarpLanesLog2;
-  walk.src += static_cast<uint64_t>(column_tile) * (tile_columns << unit.src) + (lane << unit.src);
-  walk.dst += static_cast<uint64_t>(column_tile) * (tile_columns << unit.dst) + (lane << unit.dst);
+  walk.src += uint64_t{row} * task.src_row_stride;
+  walk.dst += uint64_t{row} * task.dst_row_stride;
+  walk.src += static_cast<uint64_t>(column_tile) * (task.tile_columns << unit.src) + (lane << unit.src);
+  walk.dst += static_cast<uint64_t>(column_tile) * (task.tile_columns << unit.dst) + (lane << unit.dst);
   return walk;
 }
 

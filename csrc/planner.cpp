@@ -395,6 +395,7 @@ struct Divisor {
 
 Divisor divisor(uint64_t value) {
   const int shift = std::bit_width(value - 1);
+  if (std::has_single_bit(value)) return {1, static_cast<uint8_t>(shift)};  // without the division
   return {static_cast<uint32_t>((((uint64_t{1} << shift) - value) << 32) / value + 1), static_cast<uint8_t>(shift)};
 }
 
@@ -651,7 +652,7 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
                                                            uint64_t src, uint64_t dst, uint64_t columns,
                                                            std::span<const Extent> extents, bool dense) {
   PlannedTask& planned = tasks_.emplace_back();
-  planned.task = {src, dst, 0, 0, 0, operation, static_cast<uint8_t>(width), kWarpLanesLog2, 0};
+  planned.task = {src, dst, 0, 0, 0, {operation, static_cast<uint8_t>(width), kWarpLanesLog2, 0}};
   planned.pair = pair;
   planned.columns = columns;
   planned.unit_log2 = unit_log2;
@@ -663,7 +664,7 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   if (!dense) {
     std::copy(extents.begin(), extents.end(), planned.extents.begin());
     for (const Extent& outer : extents.subspan(1)) units *= outer.size;
-    const UnitLog2 unit = fused_copy::unit_log2(planned.task);
+    const UnitLog2 unit = fused_copy::unit_log2(planned.task.code);
     const bool copies = operation != Operation::Fill && operation != Operation::Fill16;
     const bool side_by_side = operation != Operation::CopyRagged && extents[0].dst_stride == 1 << unit.dst &&
                               (!copies || extents[0].src_stride == 1 << unit.src);
@@ -755,7 +756,7 @@ uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2, D
   planned.tile_rows = 1;
   if (planned.rank > 1 && planned.columns < kMinPlainColumns) {
     columns_log2 = std::bit_width(planned.columns - 1);
-    task.lanes_log2 = static_cast<uint8_t>(columns_log2);
+    task.code.lanes_log2 = static_cast<uint8_t>(columns_log2);
     planned.tile_rows = 1u << (full_columns_log2 - columns_log2);
   }
   const uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
@@ -791,7 +792,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
       const bool entry_is_left = header.tasks % kSearchRadix > 0;
       const int numbers = entry_is_left ? first_tiles : first_tiles_words(header.tasks + 1);
       const int needed = launch_words(numbers, header.tasks + 1, strided, outer);
-      if (needed > kMaxLaunchWords || header.tiles + tiles >= kTooManyTiles) break;
+      if (needed + kWordsReadBeyond > kMaxLaunchWords || header.tiles + tiles >= kTooManyTiles) break;
       words = needed;
       first_tiles = numbers;
       outer_extents = outer;
@@ -807,7 +808,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
     header.first_tiles_at = static_cast<uint16_t>(levels.entries_above);
     if (launches_.size() == launches) launches_.emplace_back();
     PlannedLaunch& launch = launches_[launches++];
-    launch.used_words = words;
+    launch.used_words = words + kWordsReadBeyond;
     write_launch(header, {tasks_.data() + begin, end - begin}, words - kExtentWords * outer_extents,
                  launch.params.words);
     begin = end;
@@ -870,7 +871,7 @@ StridedTask LaunchPlanner::strided_task(const PlannedTask& planned, int outer_at
   };
   const Divisor column_tiles = divisor(planned.task.column_tiles);
   strided.column_tiles_multiplier = column_tiles.multiplier;
-  strided.task.column_tiles_shift = column_tiles.shift;
+  strided.task.code.column_tiles_shift = column_tiles.shift;
   if (planned.rank >= kInnerExtents) {
     const Extent& rows = planned.extents[1];
     strided.src_row_stride = rows.src_stride;
@@ -892,14 +893,14 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
   uint64_t bytes = 0;
   for (const PlannedTask& planned : tasks_) {
     if (planned.pair != pair) continue;
-    const Operation operation = planned.task.operation;
-    const int width = planned.task.width;
+    const Operation operation = planned.task.code.operation;
+    const int width = planned.task.code.width;
     const std::string unit = std::to_string(1 << width);
     uint64_t rows = 1;
     for (int d = 1; d < planned.rank; ++d) rows *= planned.extents[d].size;
     if (!text.empty()) text += " + ";
     if (operation >= Operation::Cast) {
-      bytes += rows * planned.columns << unit_log2(planned.task).dst;
+      bytes += rows * planned.columns << unit_log2(planned.task.code).dst;
       text += "cast by " + unit;
     } else {
       const bool ragged = operation == Operation::CopyRagged;

@@ -343,7 +343,8 @@ GUARDS = {
     "units of a lane": ("if (@device == DeviceType::Cuda@) {", "false"),
     "tiles of a task": ("if (@tiles >= kTooManyTiles@)", "false"),
     "tiles of a launch": ("header.tiles + tiles >= kTooManyTiles", "false"),
-    "words of a launch": ("needed > kMaxLaunchWords", "false"),
+    "words of a launch": ("needed + kWordsReadBeyond > kMaxLaunchWords", "false"),
+    "words beyond the last task": ("launch.used_words = @words + kWordsReadBeyond@;", "words"),
 }
 
 

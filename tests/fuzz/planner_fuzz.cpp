@@ -302,17 +302,17 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
   const auto aligned = [&](uint64_t address, uint64_t unit) {
     if (address % unit != 0) fail(call, "a unit of " + std::to_string(unit) + " bytes is not aligned");
   };
-  const auto [src_unit_log2, dst_unit_log2] = unit_log2(task);
+  const auto [src_unit_log2, dst_unit_log2] = unit_log2(task.code);
   const int src_unit = 1 << src_unit_log2, dst_unit = 1 << dst_unit_log2;
   const bool on_gpu = call.dst[0].view.device.type == DeviceType::Cuda;
   const auto walk_lanes = [&](auto visit_unit) {
     const bool plain = is_plain(launch_header(words).kind);
     for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
       const LaneWalk walk =
-          plain ? walk_plain_lane(task, strided, tile, unit_log2(task), lane)
-                : walk_lane(locate_tile(words, task, strided, tile, src_unit, dst_unit), task.lanes_log2, lane);
+          plain ? walk_plain_lane(read_plain_task(task), strided, tile, unit_log2(task.code), lane)
+                : walk_lane(locate_tile(words, task, strided, tile, src_unit, dst_unit), task.code.lanes_log2, lane);
       // A lane of the GPU takes no more of a copy or a direct cast.
-      const bool in_one_go = task.operation == Operation::Copy || is_direct_cast(task.operation);
+      const bool in_one_go = task.code.operation == Operation::Copy || is_direct_cast(task.code.operation);
       if (on_gpu && in_one_go && walk.count > static_cast<uint32_t>(max_lane_units(std::max(src_unit, dst_unit)))) {
         fail(call, "more units than a lane takes");
       }
@@ -322,12 +322,12 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
       }
     }
   };
-  if (task.operation >= Operation::Cast) {
-    if (launch_header(words).kind == LaunchKind::PlainCasting && !is_direct_cast(task.operation)) {
+  if (task.code.operation >= Operation::Cast) {
+    if (launch_header(words).kind == LaunchKind::PlainCasting && !is_direct_cast(task.code.operation)) {
       fail(call, "the kernel does not know this cast");
     }
-    const int elements = 1 << task.width;
-    const int src_log2 = src_unit_log2 - task.width, dst_log2 = dst_unit_log2 - task.width;
+    const int elements = 1 << task.code.width;
+    const int src_log2 = src_unit_log2 - task.code.width, dst_log2 = dst_unit_log2 - task.code.width;
     walk_lanes([&](uint64_t src, uint64_t dst, int) {
       aligned(src, std::min(src_unit, 16));
       aligned(dst, std::min(dst_unit, 16));
@@ -337,8 +337,8 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
     return;
   }
   const int unit = dst_unit;
-  const bool fill = task.operation == Operation::Fill || task.operation == Operation::Fill16;
-  if (task.operation == Operation::CopyRagged) {
+  const bool fill = task.code.operation == Operation::Fill || task.code.operation == Operation::Fill16;
+  if (task.code.operation == Operation::CopyRagged) {
     const Tile at = locate_tile(words, task, strided, tile, unit, unit);
     aligned(at.dst - at.src, unit);
     const auto phase = static_cast<int64_t>(at.dst % unit);
@@ -367,7 +367,7 @@ void check_form(const Case& call, const PlannedLaunch& launch) {
     if (first_tiles[i] >= header.tiles) fail(call, "a task begins beyond the last tile");
     const auto* task = reinterpret_cast<const uint64_t*>(&launch_task(launch.params.words, i));
     const bool strided = i < header.strided;
-    if (task + (strided ? kStridedTaskWords : kTaskWords) > launch.params.words + launch.used_words)
+    if (task + (strided ? kStridedTaskWords : kTaskWords + kWordsReadBeyond) > launch.params.words + launch.used_words)
       fail(call, "a task beyond the launch's words");
     const auto* layout = reinterpret_cast<const StridedTask*>(task);
     if (strided && layout->outer_extents > 0 &&
@@ -621,13 +621,13 @@ void compare(const Case& call, std::span<const PlannedLaunch> launches, const La
     for (uint32_t tile = 0; tile < launch.header().tiles; ++tile) {
       walk_tile(call, launch.params.words, tile,
                 [&](const Task& task, uint64_t dst, uint64_t src, int64_t bytes, int64_t, int place) {
-                  const uint64_t pattern[2] = {task.src, task.operation == Operation::Fill16 ? 0 : task.src};
+                  const uint64_t pattern[2] = {task.src, task.code.operation == Operation::Fill16 ? 0 : task.src};
                   for (int64_t k = 0; k < bytes; ++k) {
-                    if (task.operation >= Operation::Cast) {
-                      const auto code =
-                          static_cast<uint16_t>(static_cast<int>(task.operation) - static_cast<int>(Operation::Cast));
+                    if (task.code.operation >= Operation::Cast) {
+                      const auto code = static_cast<uint16_t>(static_cast<int>(task.code.operation) -
+                                                              static_cast<int>(Operation::Cast));
                       write(dst + k, {Cell::Cast, static_cast<uint8_t>(k), code, src});
-                    } else if (task.operation == Operation::Fill || task.operation == Operation::Fill16) {
+                    } else if (task.code.operation == Operation::Fill || task.code.operation == Operation::Fill16) {
                       write(dst + k, {Cell::Filled, reinterpret_cast<const uint8_t*>(pattern)[(place + k) % 16], 0, 0});
                     } else {
                       write(dst + k, {Cell::Copied, 0, 0, src + k});
