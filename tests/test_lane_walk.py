@@ -40,9 +40,10 @@ int main(int, char** arguments) {
   const int unit = 1 << task.code.width;
   uint64_t end = 0;
   for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
-    const LaneWalk walk = is_plain(header.kind)
-                              ? walk_plain_lane(read_plain_task(task), strided, last, unit_log2(task.code), lane)
-                              : walk_lane(locate_tile(words, task, strided, last, unit, unit), task.code.lanes_log2, lane);
+    const LaneWalk walk =
+        is_plain(header.kind)
+            ? walk_plain_lane(read_plain_task(task), strided, last, unit_log2(task.code), lane)
+            : walk_lane(locate_tile(words, task, strided, last, unit, unit), task.code.lanes_log2, lane);
     if (walk.count > 0) end = std::max(end, walk.dst + (walk.count - 1) * walk.dst_step + unit);
   }
   std::printf("%lld\\n", static_cast<long long>(end - buffer));

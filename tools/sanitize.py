@@ -1,6 +1,6 @@
-"""Runs the GPU tests under NVIDIA's compute-sanitizer, in parts that each stay below ten minutes, one on each GPU.
+"""Runs the GPU tests under NVIDIA's compute-sanitizer, in parts that each stay below ten minutes, several at once.
 
-usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/4] [--tests gpu] [--json FILE]
+usage: python tools/sanitize.py [--tool memcheck|initcheck|synccheck] [--part 3/8] [--tests gpu] [--json FILE]
 
 Needs a GPU, compute-sanitizer (part of the CUDA toolkit) and the installed package. Without --tool all three run,
 without --part all parts, a result line for each. Exits with 1 where a kernel of this package was at fault, a test
@@ -11,8 +11,8 @@ A capture needs that allocator, so tests marked ``capture`` are parts of their o
 
 - tests marked ``blocked``: they time a stream that is held back, and the sanitizer may serialize launches;
 - tests marked ``not_sanitized``, whose marks say why: they count kernels by torch's profiler, which cannot run beside
-  the sanitizer; move several GiB or run thousands of steps, which takes longer than all others together under it; or
-  run in processes of their own, which are not followed;
+  the sanitizer; move several GiB or run thousands of steps, which takes longer than all others together under it; run
+  in processes of their own, which are not followed; or look at the GPU's free memory, which those beside them change;
 - reports about other kernels than this package's: they are counted, but torch's are torch's.
 """
 
@@ -36,7 +36,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 TOOLS = ("memcheck", "initcheck", "synccheck")
-PARTS = 4
+PARTS = 8
 LIMIT = 590  # seconds
 FAULT = 9  # compute-sanitizer's exit status where it found something
 
@@ -63,6 +63,7 @@ def main() -> int:
     parser.add_argument("--tool", choices=TOOLS, action="append", help="default: all")
     parser.add_argument("--part", metavar="K/N", help=f"the K-th of N parts alone (default: all of {PARTS})")
     parser.add_argument("--tests", default="gpu", help="the folder or file of tests/ (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=4, help="on each GPU at once (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="begin no part after so long; it is a fault"
@@ -87,7 +88,7 @@ def main() -> int:
         for allocator, tests in lists.items()
     ]
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for order in gpu_orders():
+    for order in gpu_orders() * args.processes:
         free.put(order)
 
     begin = time.monotonic()

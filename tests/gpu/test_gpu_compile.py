@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
 from compiled import check_aot_package, check_decode_in_one_graph
+from test_gpu_replay import in_its_own_process
 from test_minisgl import MAX_BS, MAX_SEQ_LEN, call, expected, same
 from torch._dynamo.utils import counters
 
@@ -76,6 +77,7 @@ def test_decode_in_torchs_cuda_graph():
     assert counters["inductor"]["cudagraph_skips"] == 0
 
 
+@in_its_own_process
 def test_aot_inductor_package(tmp_path):
     check_aot_package(tmp_path, "cuda")
 

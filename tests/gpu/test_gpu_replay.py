@@ -40,6 +40,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 profiled = pytest.mark.not_sanitized("torch's profiler and the sanitizer cannot both follow the GPU")
 too_large = pytest.mark.not_sanitized("would take the sanitizer longer than all others together")
 in_its_own_process = pytest.mark.not_sanitized("the sanitizer does not follow other processes")
+alone = pytest.mark.not_sanitized("looks at the GPU's free memory, which other processes change")
 
 
 @contextmanager
@@ -363,6 +364,7 @@ def test_does_not_wait_and_does_not_allocate(entry):
     arena.check()
 
 
+@alone
 def test_no_device_memory_outside_the_allocator_either(entry):
     warm_up(entry)
     arena = Arena(mixed_batch(96), "cuda")
@@ -372,7 +374,7 @@ def test_no_device_memory_outside_the_allocator_either(entry):
     for _ in range(200):
         entry(arena.dst, arena.src)
     torch.cuda.synchronize()
-    assert torch.cuda.mem_get_info()[0] >= free - (8 << 20)  # other processes may share the GPU: allow them a little
+    assert torch.cuda.mem_get_info()[0] >= free - (8 << 20)  # a display may change it a little
 
 
 @needs_caching
