@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,7 @@ def test_soak_notices_a_byte_that_is_wrong():
 
     ways[1].copy = wrong
     worker = soak.Worker(torch.device("cpu"), ways)
-    worker.run(iter(range(3)), every=5)
+    worker.run(3, every=5, end=math.inf)
     (fault,) = worker.faults
     assert "plan" in fault and "page_table" in fault
 
@@ -77,8 +79,18 @@ def test_soak_notices_a_call_that_raises():
     way = soak.make_ways(torch.device("cpu"))[0]
     way.copy = fail
     worker = soak.Worker(torch.device("cpu"), [way])
-    worker.run(iter(range(3)), every=5)
+    worker.run(3, every=5, end=math.inf)
     assert worker.faults == ["cpu: RuntimeError: fused_copy: pair 3"]
+
+
+def test_soak_makes_up_for_a_warm_up_that_was_cut_short():
+    import soak
+
+    worker = soak.Worker(torch.device("cpu"), soak.make_ways(torch.device("cpu")))
+    soak.run_together([worker], 3, 5, end=time.monotonic())
+    assert worker.replays == 0
+    soak.run_together([worker], 3, 5, end=math.inf)
+    assert worker.replays == 3 * 5 * len(worker.ways) and not worker.faults
 
 
 def test_soak_notices_memory_that_grows(tmp_path, monkeypatch, capsys):
@@ -216,10 +228,11 @@ def test_sanitize_says_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sanitize, "collect", lambda *_: ["gpu/test_x.py::test_y"])
     found = tmp_path / "found.json"
-    monkeypatch.setattr(sys, "argv", ["sanitize", "--tool", "memcheck", "--seconds", "-1", "--json", str(found)])
+    options = ["--tool", "memcheck", "--parts", "3", "--seconds", "-1", "--json", str(found)]
+    monkeypatch.setattr(sys, "argv", ["sanitize", *options])
     assert sanitize.main() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * sanitize.PARTS and all("NOT BEGUN" in line for line in lines)
+    assert len(lines) == 2 * 3 and all("NOT BEGUN" in line for line in lines)
     assert json.loads(found.read_text())["faults"] == len(lines)
 
 

@@ -36,7 +36,6 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 TOOLS = ("memcheck", "initcheck", "synccheck")
-PARTS = 8
 LIMIT = 590  # seconds
 FAULT = 9  # compute-sanitizer's exit status where it found something
 
@@ -61,7 +60,8 @@ class Part:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tool", choices=TOOLS, action="append", help="default: all")
-    parser.add_argument("--part", metavar="K/N", help=f"the K-th of N parts alone (default: all of {PARTS})")
+    parser.add_argument("--parts", type=int, default=8, help="for each allocator (default: %(default)s)")
+    parser.add_argument("--part", metavar="K/N", help="the K-th of N parts alone")
     parser.add_argument("--tests", default="gpu", help="the folder or file of tests/ (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=4, help="on each GPU at once (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
@@ -75,11 +75,11 @@ def main() -> int:
         print("sanitize: found no compute-sanitizer: put the CUDA toolkit's bin folder on PATH", file=sys.stderr)
         return 2
     if args.part is None:
-        chosen = [(k, PARTS) for k in range(1, PARTS + 1)]
+        chosen = [(k, args.parts) for k in range(1, args.parts + 1)]
     elif match := re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", args.part):
         chosen = [(int(match[1]), int(match[2]))]
     else:
-        parser.error(f"--part {args.part}: expected K/N, such as 3/{PARTS}")
+        parser.error(f"--part {args.part}: expected K/N, such as 3/8")
     lists = {name: collect(marks, args.tests) for name, (_, marks) in ALLOCATORS.items()}
     jobs = [
         (tool, Part(allocator, index, of), tests[index - 1 :: of])
@@ -151,6 +151,7 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     if not tests:
         return 0, False, f"{head}: no test"
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
+    check += ["--max-connections", "1000"]  # ports, of which each sanitizer on the machine takes one
     # No values in tracebacks: torch's printing of a misaligned tensor is itself an illegal access.
     command = [*check, *PYTEST, "-q", "--tb=line", *tests]
     environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1", "CUDA_VISIBLE_DEVICES": gpus}

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,21 +78,21 @@ class Worker:
 
     device: torch.device
     ways: list[Way]
+    rounds: int = 0
     replays: int = 0
     checks: int = 0
     faults: list[str] = field(default_factory=list)
 
-    def run(self, rounds: Iterable[int], every: int) -> None:
-        """Take turns until ``rounds`` ends, or something is wrong."""
+    def run(self, rounds: int, every: int, end: float) -> None:
+        """Take turns until there were so many ``rounds`` in all, or something is wrong, or after ``end``."""
         try:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            for number in rounds:
-                with MODES[number % len(MODES)]():
+            while self.rounds < rounds and not self.faults and time.monotonic() < end:
+                with MODES[self.rounds % len(MODES)]():
                     for way in self.ways:
                         self._run_and_check(way, every)
-                if self.faults:
-                    return
+                self.rounds += 1
         except Exception as error:
             self.faults.append(f"{self.device}: {type(error).__name__}: {error}")
 
@@ -116,13 +116,11 @@ class Worker:
                 self.faults.append(f"{place}: {name} is not what copy_ makes it")
 
 
-def run_together(workers: list[Worker], rounds: range, every: int, end: float) -> None:
-    """The rounds on every device at once, none that would begin after ``end`` on the monotonic clock."""
-    threads = []
-    for worker in workers:
-        in_time = itertools.takewhile(lambda _: time.monotonic() < end, rounds)
-        threads.append(threading.Thread(target=worker.run, args=(in_time, every)))
-        threads[-1].start()
+def run_together(workers: list[Worker], rounds: int, every: int, end: float) -> None:
+    """On every device at once until it had so many rounds, none of which begins after the monotonic clock's ``end``."""
+    threads = [threading.Thread(target=worker.run, args=(rounds, every, end)) for worker in workers]
+    for thread in threads:
+        thread.start()
     for thread in threads:
         thread.join()
 
@@ -144,9 +142,9 @@ def main() -> int:
     rounds = max(args.replays // (args.every * len(names) * len(workers)), 10)
     begin = time.monotonic()
     # The first tenth warms up: kernels load, allocators and queues find their size.
-    run_together(workers, range(rounds // 10), args.every, begin + args.seconds / 10)
+    run_together(workers, rounds // 10, args.every, begin + args.seconds / 10)
     warm = memory_in_use(devices)
-    run_together(workers, range(rounds // 10, rounds), args.every, begin + args.seconds)
+    run_together(workers, rounds, args.every, begin + args.seconds)
     growth = [now - then for now, then in zip(memory_in_use(devices), warm, strict=True)]
     seconds = time.monotonic() - begin
     faults = [fault for worker in workers for fault in worker.faults]

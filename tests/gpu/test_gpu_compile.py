@@ -4,7 +4,7 @@ import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
 from compiled import check_aot_package, check_decode_in_one_graph
-from test_gpu_replay import in_its_own_process
+from test_gpu_replay import in_its_own_process, too_large
 from test_minisgl import MAX_BS, MAX_SEQ_LEN, call, expected, same
 from torch._dynamo.utils import counters
 
@@ -71,6 +71,7 @@ def test_pinned_source_in_a_compiled_call():
     assert buffer.tolist() == [7, 8, -1, -1, -1, -1]
 
 
+@too_large
 def test_decode_in_torchs_cuda_graph():
     """The fill and the model in one graph of torch's: warm-up, recording and a replay of each step."""
     check_decode_in_one_graph("cuda", times=3, mode="reduce-overhead")
