@@ -40,12 +40,17 @@ def aot_package(module: StaticBuffers, folder: Path) -> str:
         (module.ids.new_zeros(3), module.ids.new_zeros(3, 17)),
         dynamic_shapes=({0: sizes["bs"]}, {0: sizes["bs"], 1: sizes["width"]}),
     )
-    return torch._inductor.aoti_compile_and_package(
+    package = torch._inductor.aoti_compile_and_package(
         exported,
         package_path=str(folder / "step.pt2"),
         # Constants in assembly would ask for an executable stack: see docs/compile.md.
         inductor_configs={"cpp_cache_precompile_headers": False, "aot_inductor.use_consts_asm_build": False},
     )
+    assert b"libstdc++.so" in Path(package).read_bytes(), (
+        "the compiler put libstdc++ itself into the package, in which torch's code then crashes (docs/compile.md): "
+        "set CXX to one that links libstdc++.so"
+    )
+    return package
 
 
 def check_aot_package(folder: Path, device: str) -> None:
