@@ -11,8 +11,9 @@ A capture needs that allocator, so tests marked ``capture`` are parts of their o
 
 - tests marked ``blocked``: they time a stream that is held back, and the sanitizer may serialize launches;
 - tests marked ``not_sanitized``, whose marks say why: they count kernels by torch's profiler, which cannot run beside
-  the sanitizer; move several GiB or run thousands of steps, which takes longer than all others together under it; run
-  in processes of their own, which are not followed; or look at the GPU's free memory, which those beside them change;
+  the sanitizer; move several GiB, run thousands of steps or have inductor compile, which takes longer than all others
+  together; run in processes of their own, which are not followed; or look at the GPU's free memory, which those beside
+  them change;
 - reports about other kernels than this package's: they are counted, but torch's are torch's.
 """
 
@@ -97,28 +98,26 @@ def main() -> int:
         order = free.get()
         try:
             if time.monotonic() - begin > args.seconds:
-                return 0, True, f"{heading(*job[:2])}: NOT BEGUN after {args.seconds:.0f} s"
-            return run(sanitizer, *job, args.limit, order)
+                outcome = 0, True, f"{heading(*job[:2])}: NOT BEGUN after {args.seconds:.0f} s"
+            else:
+                outcome = run(sanitizer, *job, args.limit, order)
+            print(outcome[2], flush=True)
+            return outcome
         finally:
             free.put(order)
 
-    ran = faults = 0
-    lines = []
     with ThreadPoolExecutor(free.qsize()) as pool:
-        for passed, problem, line in pool.map(run_on_a_free_gpu, jobs):
-            ran += passed
-            faults += problem
-            lines.append(line)
-            print(line, flush=True)
+        outcomes = list(pool.map(run_on_a_free_gpu, jobs))
+    faults = sum(problem for _, problem, _ in outcomes)
     record.write(
         args,
         tool="sanitize",
         what=f"tests of {args.tests} under compute-sanitizer {', '.join(args.tool or TOOLS)}",
-        cases=ran,
+        cases=sum(passed for passed, _, _ in outcomes),
         unit="tests",
         seconds=time.monotonic() - begin,
         faults=faults,
-        parts=lines,
+        parts=[line for _, _, line in outcomes],
     )
     return 1 if faults else 0
 
@@ -153,7 +152,7 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
     check += ["--max-connections", "1000"]  # ports, of which each sanitizer on the machine takes one
     # No values in tracebacks: torch's printing of a misaligned tensor is itself an illegal access.
-    command = [*check, *PYTEST, "-q", "--tb=line", *tests]
+    command = [*check, *PYTEST, "-v", "--tb=line", *tests]
     environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1", "CUDA_VISIBLE_DEVICES": gpus}
     begin = time.monotonic()
     # A group of its own, as the tests would outlive the sanitizer that is killed.
@@ -170,7 +169,8 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        output, _ = process.communicate()
+        print(output[-1000:])
         return 0, True, f"{head}: NOT DONE after {limit:.0f} s: take more parts"
     seconds = time.monotonic() - begin
     passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))

@@ -4,13 +4,14 @@ import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
 from compiled import check_aot_package, check_decode_in_one_graph
-from test_gpu_replay import in_its_own_process, too_large
+from test_gpu_replay import in_its_own_process
 from test_minisgl import MAX_BS, MAX_SEQ_LEN, call, expected, same
 from torch._dynamo.utils import counters
 
 import fused_copy
 
 pytestmark = pytest.mark.capture
+by_inductor = pytest.mark.not_sanitized("compiles for longer than all others take together")
 
 
 class Decode(torch.nn.Module):
@@ -35,6 +36,7 @@ def _fresh_compiler():
     torch.compiler.reset()
 
 
+@by_inductor
 @torch.inference_mode()
 def test_reduce_overhead_puts_it_into_torchs_cuda_graph():
     decode = Decode(8, 64)
@@ -49,6 +51,7 @@ def test_reduce_overhead_puts_it_into_torchs_cuda_graph():
     assert counters["inductor"]["cudagraph_skips"] == 0
 
 
+@by_inductor
 @torch.inference_mode()
 def test_compiled_with_new_batch_sizes():
     decode = Decode(16, 64)
@@ -71,7 +74,7 @@ def test_pinned_source_in_a_compiled_call():
     assert buffer.tolist() == [7, 8, -1, -1, -1, -1]
 
 
-@too_large
+@by_inductor
 def test_decode_in_torchs_cuda_graph():
     """The fill and the model in one graph of torch's: warm-up, recording and a replay of each step."""
     check_decode_in_one_graph("cuda", times=3, mode="reduce-overhead")
