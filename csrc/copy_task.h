@@ -205,9 +205,9 @@ static_assert(sizeof(LaunchHeader) == 16);
 // the last one these are words beyond it, which every launch has.
 constexpr int kWordsReadBeyond = static_cast<int>(offsetof(StridedTask, src_column_stride)) / 8 - kTaskWords;
 
-// The parameters of one kernel: a header, the number of every task's first tile, the strided tasks, the others, the
-// outer extents, kWordsReadBeyond spare words. Above the first tiles lie levels of every kSearchRadix-th of the level
-// below, the highest first, so that a search reads as many neighbours of each level and few cache lines.
+// The parameters of one kernel: a header, the number of every task's first tile, the strided tasks, the others,
+// kWordsReadBeyond spare words, the outer extents. Above the first tiles lie levels of every kSearchRadix-th of the
+// level below, the highest first, so that a search reads as many neighbours of each level and few cache lines.
 template <int kWords>
 struct Launch {
   alignas(16) uint64_t words[kWords];

@@ -395,7 +395,6 @@ struct Divisor {
 
 Divisor divisor(uint64_t value) {
   const int shift = std::bit_width(value - 1);
-  if (std::has_single_bit(value)) return {1, static_cast<uint8_t>(shift)};  // without the division
   return {static_cast<uint32_t>((((uint64_t{1} << shift) - value) << 32) / value + 1), static_cast<uint8_t>(shift)};
 }
 
@@ -420,7 +419,7 @@ constexpr int first_tiles_words(int tasks) {
 
 constexpr int launch_words(int first_tiles_words, int tasks, int strided, int outer_extents) {
   return kHeaderWords + first_tiles_words + strided * kStridedTaskWords + (tasks - strided) * kTaskWords +
-         outer_extents * kExtentWords;
+         kWordsReadBeyond + outer_extents * kExtentWords;
 }
 
 }  // namespace
@@ -792,7 +791,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
       const bool entry_is_left = header.tasks % kSearchRadix > 0;
       const int numbers = entry_is_left ? first_tiles : first_tiles_words(header.tasks + 1);
       const int needed = launch_words(numbers, header.tasks + 1, strided, outer);
-      if (needed + kWordsReadBeyond > kMaxLaunchWords || header.tiles + tiles >= kTooManyTiles) break;
+      if (needed > kMaxLaunchWords || header.tiles + tiles >= kTooManyTiles) break;
       words = needed;
       first_tiles = numbers;
       outer_extents = outer;
@@ -808,7 +807,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
     header.first_tiles_at = static_cast<uint16_t>(levels.entries_above);
     if (launches_.size() == launches) launches_.emplace_back();
     PlannedLaunch& launch = launches_[launches++];
-    launch.used_words = words + kWordsReadBeyond;
+    launch.used_words = words;
     write_launch(header, {tasks_.data() + begin, end - begin}, words - kExtentWords * outer_extents,
                  launch.params.words);
     begin = end;

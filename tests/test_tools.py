@@ -228,11 +228,10 @@ def test_sanitize_says_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sanitize, "collect", lambda *_: ["gpu/test_x.py::test_y"])
     found = tmp_path / "found.json"
-    options = ["--tool", "memcheck", "--parts", "3", "--seconds", "-1", "--json", str(found)]
-    monkeypatch.setattr(sys, "argv", ["sanitize", *options])
+    monkeypatch.setattr(sys, "argv", ["sanitize", "--tool", "memcheck", "--seconds", "-1", "--json", str(found)])
     assert sanitize.main() == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * 3 and all("NOT BEGUN" in line for line in lines)
+    assert len(lines) == 2 * sanitize.PARTS and all("NOT BEGUN" in line for line in lines)
     assert json.loads(found.read_text())["faults"] == len(lines)
 
 
@@ -356,8 +355,8 @@ GUARDS = {
     "units of a lane": ("if (@device == DeviceType::Cuda@) {", "false"),
     "tiles of a task": ("if (@tiles >= kTooManyTiles@)", "false"),
     "tiles of a launch": ("header.tiles + tiles >= kTooManyTiles", "false"),
-    "words of a launch": ("needed + kWordsReadBeyond > kMaxLaunchWords", "false"),
-    "words beyond the last task": ("launch.used_words = @words + kWordsReadBeyond@;", "words"),
+    "words of a launch": ("needed > kMaxLaunchWords", "false"),
+    "words beyond the last task": ("@kWordsReadBeyond@ + outer_extents", "0"),
 }
 
 

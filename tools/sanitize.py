@@ -37,6 +37,7 @@ import torch
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 TOOLS = ("memcheck", "initcheck", "synccheck")
+PARTS = 8
 LIMIT = 590  # seconds
 FAULT = 9  # compute-sanitizer's exit status where it found something
 
@@ -61,8 +62,7 @@ class Part:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tool", choices=TOOLS, action="append", help="default: all")
-    parser.add_argument("--parts", type=int, default=8, help="for each allocator (default: %(default)s)")
-    parser.add_argument("--part", metavar="K/N", help="the K-th of N parts alone")
+    parser.add_argument("--part", metavar="K/N", help=f"the K-th of N parts alone (default: all of {PARTS})")
     parser.add_argument("--tests", default="gpu", help="the folder or file of tests/ (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=4, help="on each GPU at once (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
@@ -76,11 +76,11 @@ def main() -> int:
         print("sanitize: found no compute-sanitizer: put the CUDA toolkit's bin folder on PATH", file=sys.stderr)
         return 2
     if args.part is None:
-        chosen = [(k, args.parts) for k in range(1, args.parts + 1)]
+        chosen = [(k, PARTS) for k in range(1, PARTS + 1)]
     elif match := re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", args.part):
         chosen = [(int(match[1]), int(match[2]))]
     else:
-        parser.error(f"--part {args.part}: expected K/N, such as 3/8")
+        parser.error(f"--part {args.part}: expected K/N, such as 3/{PARTS}")
     lists = {name: collect(marks, args.tests) for name, (_, marks) in ALLOCATORS.items()}
     jobs = [
         (tool, Part(allocator, index, of), tests[index - 1 :: of])

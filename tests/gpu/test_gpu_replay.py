@@ -374,7 +374,7 @@ def test_no_device_memory_outside_the_allocator_either(entry):
     for _ in range(200):
         entry(arena.dst, arena.src)
     torch.cuda.synchronize()
-    assert torch.cuda.mem_get_info()[0] >= free - (8 << 20)  # a display may change it a little
+    assert torch.cuda.mem_get_info()[0] >= free - (8 << 20)  # other processes may share the GPU: allow them a little
 
 
 @needs_caching
