@@ -221,17 +221,21 @@ def test_sanitize_stops_a_part_that_takes_too_long(tmp_path, monkeypatch):
     assert not child.exists() or child.read_bytes() == b"", "the tests outlive the sanitizer"
 
 
-def test_sanitize_says_what_it_had_no_time_for(monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("seconds, first", [("-1", "NOT BEGUN"), ("1", "NOT DONE")])
+def test_sanitize_says_what_it_had_no_time_for(monkeypatch, tmp_path, capsys, seconds, first):
     import sanitize
 
-    (tmp_path / "compute-sanitizer").touch(mode=0o755)
+    script = tmp_path / "compute-sanitizer"
+    script.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    script.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sanitize, "collect", lambda *_: ["gpu/test_x.py::test_y"])
+    monkeypatch.setattr(sanitize, "collect", lambda *_: [f"gpu/test_x.py::test_{k}" for k in range(sanitize.PARTS)])
     found = tmp_path / "found.json"
-    monkeypatch.setattr(sys, "argv", ["sanitize", "--tool", "memcheck", "--seconds", "-1", "--json", str(found)])
+    monkeypatch.setattr(sys, "argv", ["sanitize", "--tool", "memcheck", "--seconds", seconds, "--json", str(found)])
     assert sanitize.main() == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * sanitize.PARTS and all("NOT BEGUN" in line for line in lines)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert any(first in line for line in lines) and any("NOT BEGUN" in line for line in lines)
+    assert len(lines) == 2 * sanitize.PARTS and all("NOT " in line for line in lines)
     assert json.loads(found.read_text())["faults"] == len(lines)
 
 

@@ -20,6 +20,7 @@ A capture needs that allocator, so tests marked ``capture`` are parts of their o
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import queue
 import re
@@ -67,7 +68,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=4, help="on each GPU at once (default: %(default)s)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for a part (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=float("inf"), help="begin no part after so long; it is a fault"
+        "--seconds", type=float, default=float("inf"), help="for all parts; what is not done by then is a fault"
     )
     record.add_arguments(parser.add_argument)
     args = parser.parse_args()
@@ -97,10 +98,11 @@ def main() -> int:
     def run_on_a_free_gpu(job: tuple[str, Part, list[str]]) -> tuple[int, bool, str]:
         order = free.get()
         try:
-            if time.monotonic() - begin > args.seconds:
+            left = begin + args.seconds - time.monotonic()
+            if left <= 0:
                 outcome = 0, True, f"{heading(*job[:2])}: NOT BEGUN after {args.seconds:.0f} s"
             else:
-                outcome = run(sanitizer, *job, args.limit, order)
+                outcome = run(sanitizer, *job, min(args.limit, left), order)
             print(outcome[2], flush=True)
             return outcome
         finally:
@@ -151,8 +153,12 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
         return 0, False, f"{head}: no test"
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
     check += ["--max-connections", "1000"]  # ports, of which each sanitizer on the machine takes one
-    # No values in tracebacks: torch's printing of a misaligned tensor is itself an illegal access.
-    command = [*check, *PYTEST, "-v", "--tb=line", *tests]
+    # It waits ten seconds for the first use of CUDA, and after that the tests never end. Many imports of torch at once
+    # take longer.
+    check += ["--launch-timeout", f"{math.ceil(limit)}"]
+    # Where a test hangs is printed. No values in tracebacks: torch's printing of a misaligned tensor is itself an
+    # illegal access.
+    command = [*check, *PYTEST, "-v", "--tb=line", "-o", f"faulthandler_timeout={limit / 4}", *tests]
     environment = {**os.environ, **ALLOCATORS[part.allocator][0], "CI": "1", "CUDA_VISIBLE_DEVICES": gpus}
     begin = time.monotonic()
     # A group of its own, as the tests would outlive the sanitizer that is killed.
@@ -170,7 +176,7 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        print(output[-1000:])
+        print(output[-6000:])
         return 0, True, f"{head}: NOT DONE after {limit:.0f} s: take more parts"
     seconds = time.monotonic() - begin
     passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))

@@ -47,16 +47,19 @@ class Step:
 
     sources: Tensors
     packed: torch.Tensor
+    sizes: list[int]
     pin: bool = False
 
     @classmethod
     def of(cls, sources: Tensors, *, pin: bool = False) -> Step:
-        return cls(sources, torch.cat([tensor.flatten() for tensor in sources.values()]), pin)
+        flat = [tensor.flatten() for tensor in sources.values()]
+        return cls(sources, torch.cat(flat), [len(tensor) for tensor in flat], pin)
 
     def anew(self) -> list[torch.Tensor]:
         """Tensors of the same contents that nobody else holds."""
         packed = torch.empty_like(self.packed, pin_memory=True).copy_(self.packed) if self.pin else self.packed.clone()
-        *rows, page_table = packed.split([tensor.numel() for tensor in self.sources.values()])
+        # Few operators: each lets the other threads run Python, and to get back from that takes longer than a copy.
+        *rows, page_table = torch.split_with_sizes(packed, self.sizes)
         return [*rows, page_table.view(self.sources["page_table"].shape)]
 
 
