@@ -40,6 +40,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 TOOLS = ("memcheck", "initcheck", "synccheck")
 PARTS = 8
 LIMIT = 590  # seconds
+SHOWN = 6000  # characters at the end of what a part printed that went wrong
 FAULT = 9  # compute-sanitizer's exit status where it found something
 
 # As python -P -m pytest, which Python 3.10 does not know.
@@ -153,8 +154,8 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
         return 0, False, f"{head}: no test"
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
     check += ["--max-connections", "1000"]  # ports, of which each sanitizer on the machine takes one
-    # It waits ten seconds for the first use of CUDA, and after that the tests never end. Many imports of torch at once
-    # take longer.
+    # By default it waits ten seconds for the first use of CUDA, and after that the tests never end
+    # (github.com/proteneer/timemachine/pull/668). Many imports of torch at once take longer.
     check += ["--launch-timeout", f"{math.ceil(limit)}"]
     # Where a test hangs is printed. No values in tracebacks: torch's printing of a misaligned tensor is itself an
     # illegal access.
@@ -176,8 +177,8 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        print(output[-6000:])
-        return 0, True, f"{head}: NOT DONE after {limit:.0f} s: take more parts"
+        print(output[-SHOWN:])
+        return 0, True, f"{head}: NOT DONE after {limit:.0f} s: give more time or take more parts"
     seconds = time.monotonic() - begin
     passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))
     ours, others = reports(output)
@@ -186,7 +187,7 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     counts = f"{passed} passed, {failed} failed, {ours} faults in this package's kernels, {others} in others"
     line = f"{head}: {counts}, {seconds:.0f} s"
     if wrong:
-        print(output[-6000:])
+        print(output[-SHOWN:])
         line += f", EXIT STATUS {process.returncode}"
     return passed, wrong, line
 

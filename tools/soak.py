@@ -58,7 +58,7 @@ class Step:
     def anew(self) -> list[torch.Tensor]:
         """Tensors of the same contents that nobody else holds."""
         packed = torch.empty_like(self.packed, pin_memory=True).copy_(self.packed) if self.pin else self.packed.clone()
-        # Few operators: each lets the other threads run Python, and to get back from that takes longer than a copy.
+        # Tensor.split ends in the same operator, after Python of its own.
         *rows, page_table = torch.split_with_sizes(packed, self.sizes)
         return [*rows, page_table.view(self.sources["page_table"].shape)]
 
