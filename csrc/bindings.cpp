@@ -47,8 +47,8 @@ class Call {
 
   void run() {
     call(torch_api.increment_version, destinations_.ptr());
-    run_call(launches_, work_->destinations.device(), work_->source_views,
-             [&](size_t i) { return handle_of(items_of(sources_)[i]); });
+    run_call<WithoutGil>(launches_, work_->destinations.device(), work_->source_views,
+                         [&](size_t i) { return handle_of(items_of(sources_)[i]); });
   }
 
   // The launches' kernel parameters in bytes, and each pair's path and bytes.

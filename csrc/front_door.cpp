@@ -57,7 +57,7 @@ void OwnedTensors::clear() {
 }
 
 void PinnedSources::let_go() noexcept {
-  if (tensors_.handles().empty()) return;
+  if (empty()) return;
   std::vector<OwnedTensors> done;  // outlives the lock: the last reference to a tensor may run a finalizer that copies
   try {
     InFlight& flight = in_flight();

@@ -101,6 +101,7 @@ class PinnedSources {
       if (sources[i].pinned) tensors_.adopt(own_handle(handle_of_source(i)));
     }
   }
+  bool empty() const { return tensors_.handles().empty(); }
   // Where CUDA refuses to tell when the work is done, they stay forever.
   void let_go() noexcept;
 
@@ -110,13 +111,18 @@ class PinnedSources {
   OwnedTensors tensors_;
 };
 
-// Runs the launches of a call whose sources are the tensors of `handle_of_source(index)`.
-template <class HandleOf>
+struct NoLock {};
+
+// Runs the launches of a call whose sources are the tensors of `handle_of_source(index)`. An `Unlocked` lives while the
+// call may wait for the GPU.
+template <class Unlocked = NoLock, class HandleOf>
 void run_call(std::span<const PlannedLaunch> launches, const Device& device, std::span<const TensorView> sources,
               HandleOf handle_of_source) {
   PinnedSources pinned(device.index, PinnedSources::Reader::Launch);
   pinned.take(sources, handle_of_source);
+  [[maybe_unused]] const Unlocked unlocked;
   run(launches, device);
+  pinned.let_go();
 }
 
 }  // namespace fused_copy

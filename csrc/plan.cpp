@@ -102,7 +102,7 @@ void BoundPlan::replay(TensorSpan sources) const {
       if (counts_versions_ && (grad_mode || !is_inference_mode())) {
         call(torch_api.increment_version, destinations_.ptr());
       }
-      run_call(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
+      run_call<WithoutGil>(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
       return;
     }
   }
@@ -200,7 +200,10 @@ void GraphCopy::Held::take(TensorSpan tensors, std::span<const TensorView> views
 }
 
 void GraphCopy::Held::let_go() {
-  pinned.let_go();
+  if (!pinned.empty()) {
+    const WithoutGil unlocked;
+    pinned.let_go();
+  }
   sources.clear();
 }
 

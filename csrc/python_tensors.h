@@ -17,6 +17,10 @@ namespace fused_copy {
 
 namespace py = pybind11;
 
+// Lets other threads run Python meanwhile. A launch waits while the GPU's queue is full, and the queue may itself wait
+// for a host function that is written in Python.
+using WithoutGil = py::gil_scoped_release;
+
 // What is looked up in torch once, when the module is imported.
 struct Torch {
   PyTypeObject* tensor_type;

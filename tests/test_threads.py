@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -118,6 +119,34 @@ def test_a_backend_is_switched_under_way():
         run_together(switch, share, share)
     finally:
         fused_copy.backend("fused")
+
+
+@pytest.mark.parametrize(
+    "way", [torch.ops.fused_copy.replay, fused_copy.replay, bound_each_time], ids=["op", "python", "plan"]
+)
+def test_others_run_python_during_a_copy(way):
+    """As during torch's own copies."""
+    dst, src = [torch.zeros(1 << 24)], [torch.ones(1 << 24)]
+    way(dst, src)
+    done = True
+
+    def copy() -> None:
+        nonlocal done
+        begun.set()
+        way(dst, src)
+        done = True
+
+    seen = 0
+    for _ in range(20):
+        begun, done = threading.Event(), False
+        thread = threading.Thread(target=copy)
+        thread.start()
+        begun.wait()
+        while not done:
+            seen += 1
+            time.sleep(1e-4)
+        thread.join()
+    assert seen > 20 * 3, f"woke {seen} times in 20 copies of {dst[0].nbytes >> 20} MB"
 
 
 def test_a_finalizer_may_copy():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,8 @@ from cases import (
 from hypothesis import given
 from hypothesis import strategies as st
 from test_environment import run_script
+
+import fused_copy
 
 INT = torch.int32
 GiB = 1 << 30
@@ -362,6 +365,36 @@ def test_does_not_wait_and_does_not_allocate(entry):
         assert after[key] == before[key], key
     assert all_equal(dst, expected)
     arena.check()
+
+
+@pytest.mark.blocked
+def test_a_full_queue_does_not_keep_python(entry):
+    """A launch waits where the queue is full. Other threads, for one of which the GPU may wait, must run meanwhile."""
+    warm_up(entry)
+    dst, src, expected = decode()
+    plan, stream, more_than_fit = fused_copy.Plan(dst), torch.cuda.Stream(), 10_000
+
+    for way in (entry, lambda _, sources: plan.replay(*sources)):
+        launched = 0
+
+        def launch(way=way) -> None:
+            nonlocal launched
+            with torch.cuda.stream(stream):
+                for _ in range(more_than_fit):
+                    way(dst, src)
+                    launched += 1
+
+        thread = threading.Thread(target=launch)
+        with blocked(stream, seconds=2) as still:
+            thread.start()
+            before = -1
+            while launched != before:
+                before = launched
+                time.sleep(0.1)
+            assert still(), "this thread did not run while the other's launch waited"
+        thread.join()
+        assert before < more_than_fit == launched
+    assert all_equal(dst, expected)
 
 
 @alone
