@@ -191,7 +191,7 @@ def test_sanitize_tells_whose_fault_it_is():
         ("3 passed in 1 s", 0, False),
         (REPORTS, 9, True),
         ("3 passed in 1 s\n========= Race\n=========     at void at::native::fill+0x1\n", 9, False),
-        ("3 passed in 1 s", 9, True),
+        ("3 passed in 1 s\n========= Host API memory access error\n========= ERROR SUMMARY: 16 errors\n", 9, True),
         ("2 passed, 1 failed in 1 s", 1, True),
         ("3 skipped in 1 s", 0, True),
         ("", 139, True),
@@ -205,7 +205,9 @@ def test_sanitize_takes_nothing_for_success(tmp_path, output, status, wrong):
     script.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({status})\n")
     script.chmod(0o755)
     part = sanitize.Part("caching off", 1, 1)
-    assert sanitize.run(str(script), "memcheck", part, ["gpu/test_x.py::test_y"], 60, "0")[1] == wrong
+    _, found, line = sanitize.run(str(script), "memcheck", part, ["gpu/test_x.py::test_y"], 60, "0")
+    assert found == wrong
+    assert ("0 failed" in line) == ("failed" not in output), "the sanitizer's errors are not failed tests"
 
 
 def test_sanitize_stops_a_part_that_takes_too_long(tmp_path, monkeypatch):

@@ -180,14 +180,17 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
         print(output[-SHOWN:])
         return 0, True, f"{head}: NOT DONE after {limit:.0f} s: give more time or take more parts"
     seconds = time.monotonic() - begin
-    passed, failed = (sum(map(int, re.findall(rf"(\d+) {word}", output))) for word in ("passed", "(?:failed|error)"))
+    # The sanitizer's own count, "ERROR SUMMARY: 2 errors", is not pytest's.
+    passed, failed = (
+        sum(map(int, re.findall(rf"(?<!SUMMARY: )\b(\d+) {word}", output))) for word in ("passed", "(?:failed|error)")
+    )
     ours, others = reports(output)
     unexplained = process.returncode not in (0, FAULT) or (process.returncode == FAULT and not others)
     wrong = bool(ours or failed or not passed or unexplained)
     counts = f"{passed} passed, {failed} failed, {ours} faults in this package's kernels, {others} in others"
     line = f"{head}: {counts}, {seconds:.0f} s"
     if wrong:
-        print(output[-SHOWN:])
+        print(*re.findall(r"^========= \S.*", output, flags=re.MULTILINE), output[-SHOWN:], sep="\n")
         line += f", EXIT STATUS {process.returncode}"
     return passed, wrong, line
 
