@@ -133,8 +133,10 @@ def test_others_run_python_during_a_copy(way):
     def copy() -> None:
         nonlocal done
         begun.set()
-        way(dst, src)
-        done = True
+        try:
+            way(dst, src)
+        finally:
+            done = True
 
     seen = 0
     for _ in range(20):

@@ -191,12 +191,13 @@ def test_sanitize_tells_whose_fault_it_is():
         ("3 passed in 1 s", 0, False),
         (REPORTS, 9, True),
         ("3 passed in 1 s\n========= Race\n=========     at void at::native::fill+0x1\n", 9, False),
+        ("3 passed in 1 s", 9, True),
         ("3 passed in 1 s\n========= Host API memory access error\n========= ERROR SUMMARY: 16 errors\n", 9, True),
         ("2 passed, 1 failed in 1 s", 1, True),
         ("3 skipped in 1 s", 0, True),
         ("", 139, True),
     ],
-    ids=["clean", "ours", "torch's", "unexplained", "failed test", "no test", "crash"],
+    ids=["clean", "ours", "torch's", "without a report", "unexplained", "failed test", "no test", "crash"],
 )
 def test_sanitize_takes_nothing_for_success(tmp_path, output, status, wrong):
     import sanitize

@@ -394,7 +394,7 @@ def test_a_full_queue_does_not_keep_python(entry):
                 time.sleep(0.1)
             assert still(), "this thread did not run while the other's launch waited"
         thread.join()
-        assert before < more_than_fit == launched
+        assert 0 < before < more_than_fit == launched
     assert all_equal(dst, expected)
 
 
