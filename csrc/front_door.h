@@ -121,8 +121,8 @@ void run_call(std::span<const PlannedLaunch> launches, const Device& device, std
   PinnedSources pinned(device.index, PinnedSources::Reader::Launch);
   pinned.take(sources, handle_of_source);
   [[maybe_unused]] const Unlocked unlocked;
+  const PinnedSources reading(std::move(pinned));  // let go before the lock is taken again, after an error too
   run(launches, device);
-  pinned.let_go();
 }
 
 }  // namespace fused_copy

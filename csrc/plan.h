@@ -55,6 +55,9 @@ class GraphCopy {
   // Sources that launches of the graph may read.
   struct Held {
     explicit Held(int device_index) : pinned(device_index, PinnedSources::Reader::Graph) {}
+    Held(Held&&) = default;
+    Held& operator=(Held&&) = default;
+    ~Held() { let_go(); }
     // Holds these in place of what it held.
     void take(TensorSpan tensors, std::span<const TensorView> views);
     void let_go();
