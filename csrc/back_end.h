@@ -51,9 +51,10 @@ class GpuEvent {
   std::unique_ptr<void, Destroy> event_;
 };
 
-// Marks where the stream's work ends now; none while it is being captured.
-std::optional<GpuEvent> record_event(void* stream, int device_index);
+// Marks where the work of the device's current stream, which is not capturing, ends now.
+GpuEvent record_event(int device_index);
 
+// Of the device's current stream: true also after the capture was invalidated.
 bool is_capturing(int device_index);
 
 // A launch recorded in a graph.

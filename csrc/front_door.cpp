@@ -1,30 +1,29 @@
 #include "front_door.h"
 
 #include <deque>
-#include <map>
 #include <mutex>
 
 namespace fused_copy {
 namespace {
 
-// Sources in flight on one GPU.
+// Sources in flight. Never destroyed: at exit the CUDA driver may be gone before it.
 struct InFlight {
   std::mutex mutex;
   struct Entry {
     GpuEvent event;
     OwnedTensors tensors;
   };
-  std::deque<Entry> entries;           // oldest first
-  std::vector<OwnedTensors> unmarked;  // let go while the stream was capturing: the next event is theirs too
+  std::deque<Entry> entries;  // oldest first
+  struct Unmarked {
+    int device_index;
+    OwnedTensors tensors;
+  };
+  std::vector<Unmarked> unmarked;  // let go while their device's stream was capturing: the next event is theirs too
 };
 
-// One for each GPU, as to record an event may wait for that GPU, and for others by way of a collective. Never
-// destroyed: at exit the CUDA driver may be gone before it.
-InFlight& in_flight(int device_index) {
-  static auto* const all = new std::map<int, InFlight>;
-  static auto* const mutex = new std::mutex;
-  const std::lock_guard lock(*mutex);
-  return (*all)[device_index];
+InFlight& in_flight() {
+  static auto* const instance = new InFlight;
+  return *instance;
 }
 
 }  // namespace
@@ -61,17 +60,22 @@ void PinnedSources::let_go() noexcept {
   if (empty()) return;
   std::vector<OwnedTensors> done;  // outlives the lock: the last reference to a tensor may run a finalizer that copies
   try {
-    InFlight& flight = in_flight(device_index_);
-    const std::lock_guard lock(flight.mutex);
-    if (std::optional<GpuEvent> event = record_event(current_stream(device_index_), device_index_)) {
-      for (OwnedTensors& earlier : flight.unmarked) {
-        for (AtenTensorHandle tensor : earlier.handles()) tensors_.adopt(tensor);
-        earlier.leak();
+    InFlight& flight = in_flight();
+    const bool capturing = is_capturing(device_index_);
+    std::unique_lock lock(flight.mutex);
+    if (!capturing) {
+      for (InFlight::Unmarked& earlier : flight.unmarked) {
+        if (earlier.device_index != device_index_) continue;
+        for (AtenTensorHandle tensor : earlier.tensors.handles()) tensors_.adopt(tensor);
+        earlier.tensors.leak();
       }
-      flight.unmarked.clear();
-      flight.entries.push_back({std::move(*event), std::move(tensors_)});
+      std::erase_if(flight.unmarked, [](const auto& earlier) { return earlier.tensors.handles().empty(); });
+      lock.unlock();  // recording waits while the stream's queue is full, perhaps for a thread that comes here too
+      GpuEvent event = record_event(device_index_);
+      lock.lock();
+      flight.entries.push_back({std::move(event), std::move(tensors_)});
     } else if (reader_ == Reader::Graph) {
-      flight.unmarked.push_back(std::move(tensors_));
+      flight.unmarked.push_back({device_index_, std::move(tensors_)});
     } else {
       done.push_back(std::move(tensors_));
     }

@@ -487,7 +487,7 @@ bool is_capturing(int device_index) {
   const DeviceGuard guard(device_index);
   check(cudaStreamIsCapturing(static_cast<cudaStream_t>(current_stream(device_index)), &status),
         "cudaStreamIsCapturing");
-  return status == cudaStreamCaptureStatusActive;
+  return status != cudaStreamCaptureStatusNone;
 }
 
 CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index) {
@@ -563,17 +563,14 @@ void GpuEvent::Destroy::operator()(void* event) const {
   cudaEventDestroy(static_cast<cudaEvent_t>(event));
 }
 
-std::optional<GpuEvent> record_event(void* stream, int device_index) {
+GpuEvent record_event(int device_index) {
+  const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
   const DeviceGuard guard(device_index);
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  cudaStreamCaptureStatus capture;
-  check(cudaStreamIsCapturing(cuda_stream, &capture), "cudaStreamIsCapturing");
-  if (capture != cudaStreamCaptureStatusNone) return std::nullopt;
   const AllowDuringCapture allow;
   cudaEvent_t event;
   check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate");
   GpuEvent recorded(event);
-  check(cudaEventRecord(event, cuda_stream), "cudaEventRecord");
+  check(cudaEventRecord(event, stream), "cudaEventRecord");
   return recorded;
 }
 

@@ -1,12 +1,15 @@
 """The copy as a node of a captured graph: Plan.capture and GraphCopy.update."""
 
 import gc
+import threading
+import time
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from cases import decode_buffers, decode_step
-from test_gpu_replay import blocked, too_large
+from test_gpu_replay import blocked, full, too_large, two_gpus
 from test_threads import run_together
 
 import fused_copy
@@ -401,6 +404,59 @@ def test_pinned_sources_of_launches_under_way_are_not_handed_out_again():
     del churn
     assert log[:, 0].tolist() == list(range(20))
     assert bool((log == log[:, :1]).all())
+
+
+@contextmanager
+def letting_go_waits(let_go):
+    """A thread lets go of a copy's pinned sources. That marks where its stream's work ends, and the queue is full."""
+    buffer, stream = torch.zeros(1024, device="cuda"), torch.cuda.Stream()
+    before, after = (torch.full((1024,), value).pin_memory() for value in (1.0, 2.0))
+    plan = fused_copy.Plan([buffer])
+    graph, copy = captured(plan, {"source": before})
+    graph.replay()
+    copy.update(before)
+    graph.replay()
+    torch.cuda.synchronize()
+    copies = [copy]
+    del copy
+    work = copies.clear if let_go == "drop" else partial(copies[0].update, after)
+
+    def on_the_stream():
+        with torch.cuda.stream(stream):
+            work()
+
+    thread = threading.Thread(target=on_the_stream)
+    with full(stream, partial(plan.replay, before)) as still:
+        thread.start()
+        time.sleep(0.1)
+        assert still(), "this thread did not run while the other waited"
+        assert thread.is_alive(), "nothing waited: this proved nothing"
+        yield still
+    thread.join()
+    graph.replay()
+    assert bool((buffer == (1 if let_go == "drop" else 2)).all())
+
+
+@pytest.mark.capture
+@pytest.mark.blocked
+@pytest.mark.parametrize("let_go", ["drop", "update"])
+def test_pinned_sources_are_let_go_without_keeping_python(let_go):
+    with letting_go_waits(let_go):
+        pass
+
+
+@two_gpus
+@pytest.mark.capture
+@pytest.mark.blocked
+def test_pinned_sources_are_let_go_without_keeping_another_gpu():
+    """With a lock held its calls would wait too, for ever where the full queue waits for them, as in a collective."""
+    plan = fused_copy.Plan([torch.zeros(4, device="cuda:1")])
+    source = torch.ones(4).pin_memory()
+    plan.replay(source)
+    with letting_go_waits("drop") as still:
+        plan.replay(source)
+        assert plan.destinations[0].tolist() == [1] * 4
+        assert still(), "waited for the other GPU"
 
 
 @too_large

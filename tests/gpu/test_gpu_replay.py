@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -60,6 +61,34 @@ def blocked(stream: torch.cuda.Stream, seconds: float = 0.5) -> Iterator[Callabl
     assert still()
     yield still
     stream.synchronize()
+
+
+@contextmanager
+def full(stream: torch.cuda.Stream, launch: Callable[[], object]) -> Iterator[Callable[[], bool]]:
+    """As ``blocked``, while a thread waits within a launch, as the stream's queue takes no more of them."""
+    launched, more_than_fit = 0, 10_000
+
+    def launch_many() -> None:
+        nonlocal launched
+        with torch.cuda.stream(stream):
+            for _ in range(more_than_fit):
+                launch()
+                launched += 1
+
+    launch()  # a kernel's first launch waits for the GPU
+    thread = threading.Thread(target=launch_many)
+    with blocked(stream, seconds=2) as still:
+        thread.start()
+        before = -1
+        while launched != before:
+            before = launched
+            time.sleep(0.1)
+        try:
+            assert still(), "this thread did not run while the other's launch waited"
+            yield still
+        finally:
+            thread.join()
+    assert 0 < before < more_than_fit == launched
 
 
 def on_gpu(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -373,28 +402,11 @@ def test_a_full_queue_does_not_keep_python(entry):
     """A launch waits where the queue is full. Other threads, for one of which the GPU may wait, must run meanwhile."""
     warm_up(entry)
     dst, src, expected = decode()
-    plan, stream, more_than_fit = fused_copy.Plan(dst), torch.cuda.Stream(), 10_000
-
-    for way in (entry, lambda _, sources: plan.replay(*sources)):
-        launched = 0
-
-        def launch(way=way) -> None:
-            nonlocal launched
-            with torch.cuda.stream(stream):
-                for _ in range(more_than_fit):
-                    way(dst, src)
-                    launched += 1
-
-        thread = threading.Thread(target=launch)
-        with blocked(stream, seconds=2) as still:
-            thread.start()
-            before = -1
-            while launched != before:
-                before = launched
-                time.sleep(0.1)
-            assert still(), "this thread did not run while the other's launch waited"
-        thread.join()
-        assert 0 < before < more_than_fit == launched
+    plan = fused_copy.Plan(dst)
+    for sources in src, [s.cpu().pin_memory() for s in src]:
+        for way in partial(entry, dst, sources), partial(plan.replay, *sources):
+            with full(torch.cuda.Stream(), way):
+                pass
     assert all_equal(dst, expected)
 
 
