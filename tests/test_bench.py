@@ -554,8 +554,7 @@ def test_limits_in_parts_add_up_to_what_was_missed(full_rows):
     for way, us in host.items():
         rows = with_time(rows, us, "host", way)
     assert limits(rows, "H1")[0] == (
-        "1.38x by an op that reads alone; 7.00 us check and plan 6 pairs; "
-        "1.75x by op that reads its tensors, then a bare launch"
+        "1.75x by op that reads its tensors, then a bare launch; 4.00 us check and plan six pairs"
     )
     assert limits(rows, "H2")[0] == "1.50 us read the sources, 0.50 check and plan six pairs"
     assert limits(rows, "H3")[0] == (
@@ -573,8 +572,13 @@ def test_targets_of_a_part_of_a_run_are_not_measured(full_rows):
 
 def test_share_is_the_part_that_the_fill_adds(full_rows):
     measured, met, _ = verdicts(full_rows, "E1")[0]
-    assert measured == pytest.approx((1 - 2 / 3) / (1 - 2 / 60))
+    copies = 1 - 2 / 60
+    assert measured == pytest.approx((1 - 2 / 3) / copies)
     assert not met
+    assert limits(full_rows, "E1") == [
+        f"{5 / (2 + 5) / copies:.2f}x if update added its copy's GPU time alone",
+        f"{6 / (2 + 6) / copies:.2f}x if update added its host time and its copy's GPU time alone",
+    ]
 
 
 def test_a_share_within_the_spread_is_not_resolved(full_rows):
