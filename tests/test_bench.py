@@ -577,7 +577,8 @@ def test_share_is_the_part_that_the_fill_adds(full_rows):
     assert not met
     assert limits(full_rows, "E1") == [
         f"{5 / (2 + 5) / copies:.2f}x if update added its copy's GPU time alone",
-        f"{6 / (2 + 6) / copies:.2f}x if update added its host time and its copy's GPU time alone",
+        f"{6 / (2 + 6) / copies:.2f}x if update added its host time at bs 64, max_seqlen_k 1024, "
+        "and its copy's GPU time alone",
     ]
 
 
