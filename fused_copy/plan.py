@@ -101,14 +101,15 @@ class GraphCopy:
     """A plan's copy inside a CUDA graph. Made by :meth:`Plan.capture`.
 
     ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes, strides and dtypes,
-    as far as the plan allows. It launches nothing; launches already enqueued keep the sources they had. It does not
-    wait, but where it lets go of pinned sources while the GPU's queue is full: to mark where the work that reads them
-    ends takes a place in the queue, as a launch does, and other threads run Python meanwhile. Before the graph is
-    instantiated it changes what every executable of the graph begins with, later the executable alone.
+    as far as the plan allows. It launches nothing; launches already enqueued keep the sources they had. Before the
+    graph is instantiated it changes what every executable of the graph begins with, later the executable alone.
 
-    The sources are held until the next update, and as long as this object lives: keep it while the graph may be
-    launched. Update on the stream that launches the graph, as pinned sources are let go once the work is done that
-    the current stream has then; device sources of another stream need ``record_stream``, as everywhere in torch.
+    The sources of the last update are held until the next one, those that executables begin with as long as this object
+    lives: keep it while the graph may be launched. Update and drop it on the stream that launches the graph, or when
+    that is idle: pinned sources are let go once the work is done that the current stream has then. Device sources of
+    another stream need ``record_stream``, as everywhere in torch. Nothing waits, but where pinned sources are let go
+    while the GPU's queue is full: marking where the stream's work ends takes a place in the queue, as a launch does.
+    Other threads run Python meanwhile.
 
     ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph
     holds, while the graph is still being captured, after it was reset, where the copy was captured in another graph

@@ -66,7 +66,7 @@ Cells = list[list[str]]
 
 def targets(results: report.Results, medians: Medians) -> Cells:
     """Every condition of every target."""
-    heads = ["", "figure", "aim", "measured", "", "worst at", "what the run says of a miss"]
+    heads = ["", "figure", "aim", "measured", "", "worst at", "what the times say of a miss"]
     rows = [heads, ["---", "---", "---", "---:", "---", "---", "---"]]
     for verdict in evaluate(results.rows, results.package):
         measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"

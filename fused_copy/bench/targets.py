@@ -242,8 +242,12 @@ def share(medians: Medians, metric: str, peer: str, point: dict[str, int]) -> fl
     return 1 - alone.median / step.median if step.p10 > alone.p90 else None
 
 
-def _shares(metric: str, what: str, least: Callable[[Medians, dict[str, int]], float]) -> Callable[[Medians], Figures]:
-    """The share of a step that update takes over that of the copies. Its limit: had update added the least it can."""
+def _shares(metric: str, what: str, apart: Callable[[Medians, dict[str, int]], float]) -> Callable[[Medians], Figures]:
+    """The share of a step that update takes over that of the copies.
+
+    Beside a miss stands what the share would be had update added the times ``apart``, which were measured outside of a
+    step. That is an estimate: a step may hide part of them.
+    """
 
     def figures(medians: Medians) -> Figures:
         points = medians.points(metric, "model")
@@ -257,9 +261,9 @@ def _shares(metric: str, what: str, least: Callable[[Medians, dict[str, int]], f
                 yield Figure(update / copies, place(point) + note, partial(limit, medians, point, copies))
 
     def limit(medians: Medians, point: dict[str, int], copies: float) -> str:
-        added = least(medians, point)
+        added = apart(medians, point)
         part = added / (medians(metric, "model", GRAPH_REPLAY, point) + added)
-        return f"{part / copies:.2f}x if update added {what} alone"
+        return f"{part / copies:.3f}x if update added {what} alone"
 
     return figures
 
@@ -269,6 +273,7 @@ def _copy(medians: Medians, point: dict[str, int]) -> float:
 
 
 def _call_and_copy(medians: Medians, point: dict[str, int]) -> float:
+    # The host time of a call does not depend on the batch: that of the step by which ways are compared.
     return _added(partial(medians, "host", "decode", point=STEP)) + _copy(medians, point)
 
 

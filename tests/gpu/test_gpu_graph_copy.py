@@ -433,6 +433,7 @@ def letting_go_waits(let_go):
         assert thread.is_alive(), "nothing waited: this proved nothing"
         yield still
     thread.join()
+    buffer.zero_()
     graph.replay()
     assert bool((buffer == (1 if let_go == "drop" else 2)).all())
 
@@ -453,6 +454,7 @@ def test_pinned_sources_are_let_go_without_keeping_another_gpu():
     plan = fused_copy.Plan([torch.zeros(4, device="cuda:1")])
     source = torch.ones(4).pin_memory()
     plan.replay(source)
+    plan.destinations[0].zero_()
     with letting_go_waits("drop") as still:
         plan.replay(source)
         assert plan.destinations[0].tolist() == [1] * 4
