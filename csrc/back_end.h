@@ -9,6 +9,8 @@
 
 namespace fused_copy {
 
+constexpr int kMaxGpus = 128;  // torch knows 120
+
 // Runs the launches of CPU tensors and returns when they are done.
 void run_on_cpu(std::span<const PlannedLaunch> launches);
 

@@ -5,50 +5,57 @@
 namespace fused_copy {
 namespace {
 
-py::object as_sequence(py::handle object, const char* role) {
-  // A tuple of its own: what runs during the call, a finalizer or another thread, may change the caller's list.
-  const bool is_tensor = PyObject_TypeCheck(object.ptr(), torch_api.tensor_type);
-  auto sequence = py::reinterpret_steal<py::object>(is_tensor ? nullptr : PySequence_Tuple(object.ptr()));
-  if (sequence) return sequence;
-  PyErr_Clear();
-  throw py::type_error(std::string("fused_copy: ") + role + " is " + Py_TYPE(object.ptr())->tp_name +
-                       ": expected a list, a tuple or a mapping of tensors");
+// A tuple of its own: what runs during the call, a finalizer or another thread, may change the caller's list.
+py::tuple as_tuple(py::handle sequence) {
+  auto items = py::reinterpret_steal<py::tuple>(PySequence_Tuple(sequence.ptr()));
+  if (!items) throw py::error_already_set();
+  return items;
 }
 
-// One call's tensors.
+// One call's tensors: lists or tuples, and numbers to fill with as another one, or None.
 class Call {
  public:
   Call(py::handle dst, py::handle src, py::handle fill, py::handle names)
-      : destinations_(as_sequence(dst, "destination")), sources_(as_sequence(src, "source")), names_(names) {
+      : destinations_(as_tuple(dst)), sources_(as_tuple(src)), fill_(py::none()), names_(names) {
+    if (!fill.is_none()) fill_ = as_tuple(fill);
     // Before the tensors: it may run Python code, which could free what was read of one.
-    work_->has_fills = read_fills(fill, names_, work_->fills);
+    work_->has_fills = read_fills(fill_, names_, work_->fills);
   }
 
   // False where the call is for the dispatcher.
   bool read() {
-    const bool plain_destinations =
-        read_tensors(items_of(destinations_), "destination", names_, work_->destination_views);
-    const bool plain_sources = read_tensors(items_of(sources_), "source", names_, work_->source_views);
-    if (!plain_destinations || !plain_sources || is_intercepted()) return false;
-    read_autograd(items_of(destinations_), work_->destination_views);
-    return true;
+    const bool plain_destinations = are_plain(items_of(destinations_), destination_role());
+    const bool plain_sources = are_plain(items_of(sources_), source_role());
+    if (!plain_destinations || !plain_sources || torch_api.handle_offset == 0 || is_intercepted()) return false;
+    ask_autograd(items_of(destinations_), work_->destination_views);
+    return read_tensors(items_of(destinations_), destination_role(), work_->destination_views) &&
+           read_tensors(items_of(sources_), source_role(), work_->source_views);
   }
 
   // Reads what the dispatcher hands to the op's implementation.
   void read_dispatched() {
-    read_dispatched_tensors(items_of(destinations_), work_->destination_views);
-    read_dispatched_tensors(items_of(sources_), work_->source_views);
-    read_autograd(items_of(destinations_), work_->destination_views);
+    ask_autograd(items_of(destinations_), work_->destination_views);
+    read_dispatched_tensors(items_of(destinations_), destination_role(), work_->destination_views);
+    read_dispatched_tensors(items_of(sources_), source_role(), work_->source_views);
   }
 
-  void plan() {
-    launches_ = with_names(names_, [&] { return plan_call(*work_); });
-  }
+  // Throws InvalidInput.
+  void plan() { launches_ = plan_call(*work_); }
 
   void run() {
-    call(torch_api.increment_version, destinations_.ptr());
     run_call<WithoutGil>(launches_, work_->destinations.device(), work_->source_views,
                          [&](size_t i) { return handle_of(items_of(sources_)[i]); });
+    call(torch_api.increment_version, destinations_.ptr());
+  }
+
+  // Has torch's own operators copy, by a function of backends.py.
+  template <class... More>
+  void run_by_torch(const char* function, More&&... more) {
+    call_python("fused_copy.backends", function, destinations_, sources_, fill_, std::forward<More>(more)...);
+  }
+
+  std::string describe(const InvalidInput& error) const {
+    return fused_copy::describe(error, name_of(names_, error.pair));
   }
 
   // The launches' kernel parameters in bytes, and each pair's path and bytes.
@@ -63,25 +70,37 @@ class Call {
   }
 
  private:
-  py::object destinations_;
-  py::object sources_;
+  Role destination_role() const { return {"destination", names_}; }
+  Role source_role() const { return {"source", names_}; }
+
+  py::tuple destinations_;
+  py::tuple sources_;
+  py::object fill_;
   py::handle names_;
   BorrowedWorkspace work_;
   std::span<const PlannedLaunch> launches_;
 };
 
-// replay(dst, src, fill, names): copies. False, and nothing done, where the call is for the dispatcher or the
-// reference.
-PyObject* replay(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+// replay(dst, src, fill, names): copies. False, and nothing done, where the call is for the dispatcher.
+PyObject* replay(PyObject*, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
   return translate_errors([&] {
-    if (count != 4) throw py::type_error("fused_copy: expected dst, src, fill and names");
+    if (count != 4 || keywords != nullptr) throw py::type_error("fused_copy: expected dst, src, fill and names");
+    const Profiled profiled("fused_copy.replay");
     Call call(arguments[0], arguments[1], arguments[2], arguments[3]);
-    const bool ours = call.read() && !use_reference;
-    if (ours) {
+    if (!call.read()) return Py_NewRef(Py_False);
+    try {
       call.plan();
+    } catch (const InvalidInput& error) {
+      if (!error.torch_can || backend != Backend::Fallback) throw std::runtime_error(call.describe(error));
+      call.run_by_torch("fall_back", call.describe(error));
+      return Py_NewRef(Py_True);
+    }
+    if (backend == Backend::Reference) {
+      call.run_by_torch("copy_each");
+    } else {
       call.run();
     }
-    return PyBool_FromLong(ours);
+    return Py_NewRef(Py_True);
   });
 }
 PyMethodDef replay_method = fast_method("replay", &replay, nullptr);
@@ -90,7 +109,7 @@ PyMethodDef replay_method = fast_method("replay", &replay, nullptr);
 void replay_dispatched(py::handle dst, py::handle src, py::handle fill) {
   Call call(dst, src, fill, py::none());
   call.read_dispatched();
-  call.plan();
+  with_names(py::none(), [&] { call.plan(); });
   call.run();
 }
 
@@ -98,7 +117,7 @@ void replay_dispatched(py::handle dst, py::handle src, py::handle fill) {
 py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle names) {
   Call call(dst, src, fill, names);
   if (!call.read()) return py::none();
-  call.plan();
+  with_names(names, [&] { call.plan(); });
   return call.explain();
 }
 
@@ -122,13 +141,26 @@ void set_nothing(uint64_t executable, uint64_t node, int device) {
   set_node(reinterpret_cast<void*>(executable), graph_node, &launch, device);
 }
 
-// None where the destinations are for the dispatcher.
-std::shared_ptr<BoundPlan> bind_plan(py::tuple dst, py::handle fill, py::object names, py::object elsewhere) {
-  try {
-    return std::make_shared<BoundPlan>(std::move(dst), fill, std::move(names), std::move(elsewhere));
-  } catch (NotPlain) {
-    return nullptr;
+// What keeps this torch from the fast path; None where nothing does.
+py::object fast_path_problem() {
+  if (torch_api.problem.empty()) return py::none();
+  return py::str(torch_api.problem);
+}
+
+// What else is missing in this torch, in words: without it calls are slower, or a feature is refused.
+py::list missing() {
+  py::list missing;
+  if (torch_api.keys_offset == 0)
+    missing.append("the place of a tensor's conjugate and negative bits: calls are slower");
+  if (torch_api.has_cuda && (torch_api.graph == nullptr || torch_api.graph_exec == nullptr)) {
+    missing.append("CUDAGraph.raw_cuda_graph and raw_cuda_graph_exec: no Plan.capture");
   }
+  if (torch_api.profiler == nullptr) missing.append("whether its profiler records: calls have no name there");
+  return missing;
+}
+
+void use_backend(const std::string& name) {
+  backend = name == "reference" ? Backend::Reference : name == "fallback" ? Backend::Fallback : Backend::Fused;
 }
 
 }  // namespace
@@ -138,22 +170,18 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   using namespace fused_copy;
-  look_up_torch();
   module.attr("has_gpu_code") = !kGpuBuild.architectures.empty();
   module.attr("build_info") = build_info();
   module.attr("registers_op") = registers_op();
   module.attr("replay") = py::reinterpret_steal<py::object>(PyCFunction_New(&replay_method, nullptr));
+  module.def("look_up_torch", &look_up_torch);
+  module.def("fast_path_problem", &fast_path_problem);
+  module.def("missing", &missing);
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.def("launch_nothing", &launch_nothing, py::arg("device"));
   module.def("capture_nothing", &capture_nothing, py::arg("device"));
   module.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));
-  module.def("use_reference", [](bool use) { use_reference = use; }, py::arg("use"));
-  py::class_<BoundPlan, std::shared_ptr<BoundPlan>>(module, "BoundPlan")
-      .def_property_readonly("replay", &bind_replay)
-      .def("capture", &GraphCopy::capture, py::arg("graph"), py::arg("sources"));
-  py::class_<GraphCopy, std::shared_ptr<GraphCopy>>(module, "BoundGraphCopy")
-      .def_property_readonly("launches", &GraphCopy::launches)
-      .def_property_readonly("update", &bind_update);
-  module.def("bind", &bind_plan, py::arg("dst"), py::arg("fill"), py::arg("names"), py::arg("elsewhere"));
+  module.def("use_backend", &use_backend, py::arg("name"));
+  define_plan(module);
 }

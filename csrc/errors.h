@@ -13,4 +13,11 @@ inline std::string describe(const InvalidInput& error, const std::string& name =
   return text + error.what();
 }
 
+// `reason` is torch's, or empty where it gives none.
+inline InvalidInput withheld_memory(int64_t pair, const char* role, const std::string& reason) {
+  return {pair, std::string(role) + " has memory that torch refuses to give: " +
+                    (reason.empty() ? "it is gone, or not there yet" : reason) +
+                    "; pass a tensor whose memory is there"};
+}
+
 }  // namespace fused_copy

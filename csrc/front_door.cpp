@@ -1,32 +1,41 @@
 #include "front_door.h"
 
-#include <deque>
+#include <array>
 #include <mutex>
 
 namespace fused_copy {
 namespace {
 
-// Sources in flight. Never destroyed: at exit the CUDA driver may be gone before it.
+// Memory of sources that the GPU may still read.
 struct InFlight {
-  std::mutex mutex;
-  struct Entry {
-    GpuEvent event;
-    OwnedTensors tensors;
-  };
-  std::deque<Entry> entries;  // oldest first
-  struct Unmarked {
-    int device_index;
-    OwnedTensors tensors;
-  };
-  std::vector<Unmarked> unmarked;  // let go while their device's stream was capturing: the next event is theirs too
+  std::optional<GpuEvent> event;  // once it has read them; none yet where they were let go during a capture
+  std::list<OwnedTensors> memory;
 };
 
-InFlight& in_flight() {
-  static auto* const instance = new InFlight;
-  return *instance;
+// One for each GPU: one that stands still must keep no other's memory.
+struct Queue {
+  std::mutex mutex;
+  std::list<InFlight> marked;  // oldest first
+  std::list<OwnedTensors> unmarked;
+};
+
+// Never destroyed: at exit the CUDA driver may be gone before it.
+Queue& queue_of(int device_index) {
+  static auto* const queues = new std::array<Queue, kMaxGpus>;
+  return queues->at(device_index);
+}
+
+// Never gives the references back.
+void leak(OwnedTensors& tensors) {
+  for (OwnedTensor& tensor : tensors) tensor.release();
 }
 
 }  // namespace
+
+size_t Workspace::capacity_bytes() const {
+  return bytes_of(destination_views) + bytes_of(source_views) + bytes_of(fills) + destinations.capacity_bytes() +
+         planner.capacity_bytes();
+}
 
 void locate_pinned(std::span<const TensorView> destinations, std::span<TensorView> sources) {
   for (size_t i = 0; i < sources.size() && i < destinations.size(); ++i) {
@@ -46,45 +55,49 @@ std::span<const PlannedLaunch> plan_call(Workspace& work) {
   return work.planner.plan(work.destinations, work.source_views);
 }
 
-AtenTensorHandle own_handle(AtenTensorHandle tensor) {
+OwnedTensor own_tensor(AtenTensorHandle tensor) {
   AtenTensorHandle owned;
   if (aoti_torch_new_tensor_handle(tensor, &owned) != 0) throw std::runtime_error("fused_copy: torch refused a tensor");
-  return owned;
+  return OwnedTensor(owned);
 }
 
-void OwnedTensors::clear() {
-  for (AtenTensorHandle tensor : std::exchange(handles_, {})) aoti_torch_delete_tensor_object(tensor);
+OwnedTensor own_memory(AtenTensorHandle tensor) {
+  constexpr int64_t kNothing = 0;
+  AtenTensorHandle view;
+  if (aoti_torch__reinterpret_tensor(tensor, 1, &kNothing, &kNothing, 0, &view) != 0) {
+    throw std::runtime_error("fused_copy: torch refused a reference to a tensor's memory");
+  }
+  return OwnedTensor(view);
 }
 
 void PinnedSources::let_go() noexcept {
   if (empty()) return;
-  std::vector<OwnedTensors> done;  // outlives the lock: the last reference to a tensor may run a finalizer that copies
+  std::list<InFlight> own, done;  // outlive the lock: the last reference to memory may run a finalizer that copies
   try {
-    InFlight& flight = in_flight();
     const bool capturing = is_capturing(device_index_);
-    std::unique_lock lock(flight.mutex);
-    if (!capturing) {
-      for (InFlight::Unmarked& earlier : flight.unmarked) {
-        if (earlier.device_index != device_index_) continue;
-        for (AtenTensorHandle tensor : earlier.tensors.handles()) tensors_.adopt(tensor);
-        earlier.tensors.leak();
-      }
-      std::erase_if(flight.unmarked, [](const auto& earlier) { return earlier.tensors.handles().empty(); });
-      lock.unlock();  // recording waits while the stream's queue is full, perhaps for a thread that comes here too
-      GpuEvent event = record_event(device_index_);
-      lock.lock();
-      flight.entries.push_back({std::move(event), std::move(tensors_)});
-    } else if (reader_ == Reader::Graph) {
-      flight.unmarked.push_back({device_index_, std::move(tensors_)});
+    if (capturing && reader_ == Reader::Launch) return memory_.clear();
+    // All that may fail comes before anything is moved.
+    Queue& queue = queue_of(device_index_);
+    std::list<OwnedTensors>& memory = own.emplace_back().memory;
+    memory.emplace_back() = std::move(memory_);
+    std::unique_lock lock(queue.mutex);
+    if (capturing) {
+      queue.unmarked.splice(queue.unmarked.end(), memory);
     } else {
-      done.push_back(std::move(tensors_));
+      memory.splice(memory.end(), queue.unmarked);  // the event is theirs too
+      lock.unlock();  // recording waits while the stream's queue is full, perhaps for a thread that comes here too
+      own.back().event.emplace(record_event(device_index_));
+      lock.lock();
+      queue.marked.splice(queue.marked.end(), own);
     }
-    while (!flight.entries.empty() && flight.entries.front().event.done()) {
-      done.push_back(std::move(flight.entries.front().tensors));
-      flight.entries.pop_front();
+    while (!queue.marked.empty() && queue.marked.front().event->done()) {
+      done.splice(done.end(), queue.marked, queue.marked.begin());
     }
   } catch (const std::exception&) {
-    tensors_.leak();
+    for (InFlight& entry : own) {
+      for (OwnedTensors& memory : entry.memory) leak(memory);
+    }
+    leak(memory_);
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <list>
 #include <memory>
 #include <span>
 #include <utility>
@@ -20,6 +21,8 @@ struct Workspace {
   bool has_fills = false;
   Destinations destinations;
   LaunchPlanner planner;
+
+  size_t capacity_bytes() const;
 };
 
 // Each thread keeps one workspace, so that calls do not allocate. A call within a call, as a finalizer may make one,
@@ -32,13 +35,18 @@ class BorrowedWorkspace {
     workspace_->fills.clear();
     workspace_->has_fills = false;
   }
-  ~BorrowedWorkspace() { idle() = std::move(workspace_); }
+  ~BorrowedWorkspace() {
+    // One huge call must not cost the thread its memory for ever.
+    idle() = workspace_->capacity_bytes() <= kKeptBytes ? std::move(workspace_) : nullptr;
+  }
   BorrowedWorkspace(const BorrowedWorkspace&) = delete;
   BorrowedWorkspace& operator=(const BorrowedWorkspace&) = delete;
   Workspace* operator->() { return workspace_.get(); }
   Workspace& operator*() { return *workspace_; }
 
  private:
+  static constexpr size_t kKeptBytes = 1 << 20;  // thousands of pairs
+
   static std::unique_ptr<Workspace>& idle() {
     thread_local std::unique_ptr<Workspace> workspace;
     return workspace;
@@ -55,30 +63,18 @@ bool registers_op();
 // Plans the call whose tensors the workspace holds. Throws InvalidInput.
 std::span<const PlannedLaunch> plan_call(Workspace& work);
 
-// Another reference to the tensor of a handle of torch's stable ABI.
-AtenTensorHandle own_handle(AtenTensorHandle tensor);
-
-// References to tensors, by handles of torch's stable ABI.
-class OwnedTensors {
- public:
-  explicit OwnedTensors(size_t expected = 0) { handles_.reserve(expected); }
-  OwnedTensors(OwnedTensors&& other) noexcept : handles_(std::exchange(other.handles_, {})) {}
-  OwnedTensors& operator=(OwnedTensors&& other) noexcept {
-    std::swap(handles_, other.handles_);
-    return *this;
-  }
-  ~OwnedTensors() { clear(); }
-
-  // Takes over an owned handle.
-  void adopt(AtenTensorHandle tensor) { handles_.push_back(tensor); }
-  void clear();
-  // Never gives the references back.
-  void leak() { handles_.clear(); }
-  std::span<const AtenTensorHandle> handles() const { return handles_; }
-
- private:
-  std::vector<AtenTensorHandle> handles_;
+struct DeleteTensor {
+  void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
 };
+// A reference to a tensor, by a handle of torch's stable ABI.
+using OwnedTensor = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
+using OwnedTensors = std::vector<OwnedTensor>;
+
+// Another reference to the tensor of a handle.
+OwnedTensor own_tensor(AtenTensorHandle tensor);
+
+// A reference to the tensor's memory, which stays whatever becomes of the tensor: it may be set to other memory.
+OwnedTensor own_memory(AtenTensorHandle tensor);
 
 // Pinned sources that the GPU reads, by launches made while this object lives. Freed by the caller, their memory would
 // be handed out again, so they stay until the work that the device's current stream has when they are let go is done.
@@ -94,21 +90,21 @@ class PinnedSources {
   PinnedSources& operator=(PinnedSources&&) = default;
   ~PinnedSources() { let_go(); }
 
-  // Takes another reference to those of the tensors that are pinned.
+  // Takes another reference to the memory of those of the tensors that are pinned.
   template <class HandleOf>
   void take(std::span<const TensorView> sources, HandleOf handle_of_source) {
     for (size_t i = 0; i < sources.size(); ++i) {
-      if (sources[i].pinned) tensors_.adopt(own_handle(handle_of_source(i)));
+      if (sources[i].pinned) memory_.push_back(own_memory(handle_of_source(i)));
     }
   }
-  bool empty() const { return tensors_.handles().empty(); }
+  bool empty() const { return memory_.empty(); }
   // Where CUDA refuses to tell when the work is done, they stay forever.
   void let_go() noexcept;
 
  private:
   int device_index_;
   Reader reader_;
-  OwnedTensors tensors_;
+  OwnedTensors memory_;
 };
 
 struct NoLock {};

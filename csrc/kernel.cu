@@ -388,7 +388,7 @@ struct PerDevice {
 };
 
 PerDevice& per_device(int index) {
-  static PerDevice devices[128];  // torch knows 120
+  static PerDevice devices[kMaxGpus];
   return devices[index];
 }
 

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -25,8 +26,9 @@ using torch::stable::detail::to;
 
 // Calls an operator with a tensor, which it does not take over, and further arguments.
 StableIValue call_operator(const char* name, AtenTensorHandle tensor, std::initializer_list<StableIValue> others = {}) {
-  std::vector<StableIValue> stack{reinterpret_cast<StableIValue>(own_handle(tensor))};
-  stack.insert(stack.end(), others);
+  std::vector<StableIValue> stack(1 + others.size());
+  std::ranges::copy(others, stack.begin() + 1);
+  stack[0] = reinterpret_cast<StableIValue>(own_tensor(tensor).release());
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
   return stack[0];
 }
@@ -43,9 +45,8 @@ struct Questions {
 bool requires_grad(AtenTensorHandle tensor) {
   // The stable ABI does not tell. With grad mode on, a view of a tensor has a gradient function if, and only if, the
   // tensor requires grad.
-  OwnedTensors view;
-  view.adopt(to<AtenTensorHandle>(call_operator("aten::alias", tensor)));
-  return !is("aten::is_leaf", view.handles()[0]);
+  const OwnedTensor view(to<AtenTensorHandle>(call_operator("aten::alias", tensor)));
+  return !is("aten::is_leaf", view.get());
 }
 
 TensorView read_tensor(AtenTensorHandle tensor, const Questions& ask) {
@@ -63,17 +64,20 @@ TensorView read_tensor(AtenTensorHandle tensor, const Questions& ask) {
 // Tells autograd that a tensor is about to change, by an in-place operator that writes nothing.
 void increment_version(AtenTensorHandle tensor) {
   const StableIValue none = from(int64_t{0});
-  aoti_torch_delete_tensor_object(to<AtenTensorHandle>(call_operator("aten::transpose_", tensor, {none, none})));
+  const OwnedTensor same(to<AtenTensorHandle>(call_operator("aten::transpose_", tensor, {none, none})));
 }
 
-// A list argument, which it takes over from the dispatcher's stack.
+// A list argument, which it takes over from the dispatcher's stack; null for None.
 class List {
  public:
   explicit List(StableListHandle list) : list_(list) {}
-  ~List() { torch_delete_list(list_); }
+  ~List() {
+    if (list_ != nullptr) torch_delete_list(list_);
+  }
   List(const List&) = delete;
   List& operator=(const List&) = delete;
 
+  bool is_none() const { return list_ == nullptr; }
   size_t size() const {
     size_t size = 0;
     TORCH_ERROR_CODE_CHECK(torch_list_size(list_, &size));
@@ -90,42 +94,48 @@ class List {
   StableListHandle list_;
 };
 
-OwnedTensors tensors_of(StableIValue argument) {
-  const List list(to<StableListHandle>(argument));
+StableListHandle optional_list(StableIValue argument) {
+  const std::unique_ptr<StableIValue> value(to<StableIValue*>(argument));
+  return value == nullptr ? nullptr : to<StableListHandle>(*value);
+}
+
+OwnedTensors tensors_of(const List& list) {
   const size_t size = list.size();
-  OwnedTensors tensors(size);
-  for (size_t i = 0; i < size; ++i) tensors.adopt(list.item<AtenTensorHandle>(i));
+  OwnedTensors tensors;
+  tensors.reserve(size);
+  for (size_t i = 0; i < size; ++i) tensors.emplace_back(list.item<AtenTensorHandle>(i));
   return tensors;
 }
 
-void read_tensors(const OwnedTensors& tensors, const Questions& ask, std::vector<TensorView>& views) {
-  for (AtenTensorHandle tensor : tensors.handles()) views.push_back(read_tensor(tensor, ask));
-}
-
-// False where the argument is None.
-bool read_fills(StableIValue argument, std::vector<Fill>& fills) {
-  const std::unique_ptr<StableIValue> value(to<StableIValue*>(argument));
-  if (value == nullptr) return false;
-  const List list(to<StableListHandle>(*value));
-  const size_t size = list.size();
-  for (size_t i = 0; i < size; ++i) fills.push_back(list.item<std::optional<double>>(i));
-  return true;
+void read_tensors(const OwnedTensors& tensors, const char* role, const Questions& ask, std::vector<TensorView>& views) {
+  for (const OwnedTensor& tensor : tensors) {
+    try {
+      views.push_back(read_tensor(tensor.get(), ask));
+    } catch (const Withheld& withheld) {
+      throw withheld_memory(static_cast<int64_t>(views.size()), role, withheld.what());
+    }
+  }
 }
 
 void replay(StableIValue* stack, bool lazy) {
-  const OwnedTensors destinations = tensors_of(stack[0]);
-  const OwnedTensors sources = tensors_of(stack[1]);
+  // All three are this function's to give back, whichever of them fails.
+  const List dst(to<StableListHandle>(stack[0])), src(to<StableListHandle>(stack[1]));
+  const List fill(optional_list(stack[2]));
+  const OwnedTensors destinations = tensors_of(dst), sources = tensors_of(src);
   BorrowedWorkspace work;
-  work->has_fills = read_fills(stack[2], work->fills);
+  work->has_fills = !fill.is_none();
+  for (size_t i = 0, size = fill.is_none() ? 0 : fill.size(); i < size; ++i) {
+    work->fills.push_back(fill.item<std::optional<double>>(i));
+  }
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();
   try {
-    read_tensors(destinations, {lazy, grad_mode}, work->destination_views);
-    read_tensors(sources, {lazy, false}, work->source_views);
+    read_tensors(destinations, "destination", {lazy, grad_mode}, work->destination_views);
+    read_tensors(sources, "source", {lazy, false}, work->source_views);
     const auto launches = plan_call(*work);
+    run_call(launches, work->destinations.device(), work->source_views, [&](size_t i) { return sources[i].get(); });
     if (grad_mode) {
-      for (AtenTensorHandle tensor : destinations.handles()) increment_version(tensor);
+      for (const OwnedTensor& tensor : destinations) increment_version(tensor.get());
     }
-    run_call(launches, work->destinations.device(), work->source_views, [&](size_t i) { return sources.handles()[i]; });
   } catch (const InvalidInput& error) {
     throw std::runtime_error(describe(error));
   }

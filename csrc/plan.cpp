@@ -5,37 +5,95 @@
 namespace fused_copy {
 namespace {
 
-// A callable whose self is a capsule that shares the ownership of `object`.
+// The C++ object in a Python one of its type, past pybind11's conversion, which costs as much as the rest of a call.
 template <class T>
-py::object bind(const std::shared_ptr<T>& object, PyMethodDef* method) {
-  using Shared = std::shared_ptr<T>;
-  const py::capsule self(new Shared(object), [](void* shared) { delete static_cast<Shared*>(shared); });
-  return py::reinterpret_steal<py::object>(PyCFunction_New(method, self.ptr()));
+T& object_in(PyObject* self) {
+  return *static_cast<T*>(reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr());
 }
 
-template <class T>
-T& self_of(PyObject* capsule) {
-  return **static_cast<std::shared_ptr<T>*>(PyCapsule_GetPointer(capsule, nullptr));
-}
+// A call's sources in the destinations' order, held while the call runs.
+class Sources {
+ public:
+  Sources(const BoundPlan& plan, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords)
+      : span_(arguments, static_cast<size_t>(count)) {
+    const bool one_by_one =
+        keywords == nullptr && (count != 1 || PyObject_TypeCheck(arguments[0], torch_api.tensor_type));
+    if (one_by_one) return;
+    ordered_ = plan.in_order(span_, keywords);
+    span_ = items_of(ordered_);
+  }
+  operator TensorSpan() const { return span_; }
 
-PyObject* call_replay(PyObject* self, PyObject* const* sources, Py_ssize_t count) {
+ private:
+  TensorSpan span_;
+  py::object ordered_;
+};
+
+PyObject* call_replay(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
   return translate_errors([&] {
-    self_of<BoundPlan>(self).replay({sources, static_cast<size_t>(count)});
+    const auto& plan = object_in<BoundPlan>(self);
+    plan.replay(Sources(plan, arguments, count, keywords));
     return Py_NewRef(Py_None);
   });
 }
 
-PyObject* call_update(PyObject* self, PyObject* const* sources, Py_ssize_t count) {
+PyObject* call_update(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
   return translate_errors([&] {
-    self_of<GraphCopy>(self).update({sources, static_cast<size_t>(count)});
+    auto& copy = object_in<GraphCopy>(self);
+    copy.update(Sources(copy.plan(), arguments, count, keywords));
     return Py_NewRef(Py_None);
   });
 }
 
-PyMethodDef replay_method = fast_method(
-    "replay", &call_replay, "replay(*sources) -> None: copies every source into its destination, in one launch.");
+PyMethodDef replay_method =
+    fast_method("replay", &call_replay,
+                "replay(*sources) -> None: copies every source into its destination, in one launch.\n\n"
+                "Takes the sources in the destinations' order, or one mapping of the destinations' names to them.");
 PyMethodDef update_method =
-    fast_method("update", &call_update, "update(*sources) -> None: the graph's next launches copy these sources.");
+    fast_method("update", &call_update,
+                "update(*sources) -> None: the graph's next launches copy these sources.\n\n"
+                "Takes the sources in the destinations' order, or one mapping of the destinations' names to them.");
+
+template <PyMethodDef* kMethod>
+py::object bound_method(const py::object& self) {
+  return py::reinterpret_steal<py::object>(PyCFunction_New(kMethod, self.ptr()));
+}
+
+// Has objects of a type take part in Python's garbage collection: a tensor may hold its plan.
+template <class T>
+void make_collectable(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* self, visitproc visit, void* arg) {
+    Py_VISIT(Py_TYPE(self));
+    if (!py::detail::is_holder_constructed(self)) return 0;
+    Visit visitor(visit, arg);
+    object_in<T>(self).traverse(visitor);
+    return visitor.result();
+  };
+  type.tp_clear = [](PyObject* self) {
+    if (py::detail::is_holder_constructed(self)) object_in<T>(self).clear();
+    return 0;
+  };
+}
+
+// Null where there are no plain destinations, and why.
+std::pair<std::unique_ptr<BoundPlan>, std::string> bind_plan(py::tuple destinations, py::object fill,
+                                                             py::object names) {
+  const Role role{"destination", names};
+  const TensorSpan items = items_of(destinations);
+  const bool plain = are_plain(items, role);
+  if (!torch_api.problem.empty()) return {nullptr, torch_api.problem};
+  if (!plain) return {nullptr, dispatched_tensor(items, role)};
+  auto plan = std::make_unique<BoundPlan>(destinations, std::move(fill), names);
+  if (!plan->read()) return {nullptr, dispatched_tensor(items, role)};
+  if (const Deferred& refusal = plan->deferred()) {
+    const std::string text = describe(*refusal, name_of(names, refusal->pair));
+    if (backend != Backend::Fallback) throw std::runtime_error(text);
+    return {nullptr, text};
+  }
+  return {std::move(plan), ""};
+}
 
 // The pointer that a method of CUDAGraph returns as an integer; null where it raises, whose text then goes to
 // `refusal`.
@@ -48,20 +106,31 @@ void* graph_pointer(PyObject* method, const py::object& graph, std::string* refu
   }
 }
 
-constexpr const char* kPlainSources =
-    "fused_copy: sources in a graph must be plain tensors, not subclasses or fake ones";
+// The object of a weak reference, null where it is gone.
+py::object referent(const py::weakref& reference) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* object;
+  PyWeakref_GetRef(reference.ptr(), &object);
+  return py::reinterpret_steal<py::object>(object);
+#else
+  PyObject* const object = PyWeakref_GetObject(reference.ptr());
+  return object == Py_None ? py::object() : py::reinterpret_borrow<py::object>(object);
+#endif
+}
 
 }  // namespace
 
-BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names, py::object elsewhere)
-    : destinations_(std::move(destinations)), names_(std::move(names)), elsewhere_(std::move(elsewhere)) {
+BoundPlan::BoundPlan(py::tuple destinations, py::object fill, py::object names)
+    : destinations_(std::move(destinations)), fill_(std::move(fill)), names_(std::move(names)) {}
+
+bool BoundPlan::read() {
+  const TensorSpan destinations = items_of(destinations_);
   std::vector<Fill> fills;
-  const bool has_fills = read_fills(fill, names_, fills);  // runs Python code: before tensors are read
   std::vector<TensorView> views;
-  if (!read_tensors(items_of(destinations_), "destination", names_, views) || is_intercepted()) throw NotPlain();
-  read_autograd(items_of(destinations_), views);
-  counts_versions_ =
-      std::ranges::any_of(items_of(destinations_), [](PyObject* tensor) { return !is_inference(tensor); });
+  const bool has_fills = read_fills(fill_, names_, fills);
+  ask_autograd(destinations, views);
+  counts_versions_ = std::ranges::any_of(destinations, [](PyObject* tensor) { return !is_inference(tensor); });
+  if (!read_tensors(destinations, {"destination", names_}, views)) return false;
   size_t numbers = 0;
   for (const TensorView& view : views) numbers += 2 * view.rank;
   shapes_.reserve(numbers);
@@ -74,47 +143,141 @@ BoundPlan::BoundPlan(py::tuple destinations, py::handle fill, py::object names, 
     view.strides = copy_of(view.strides, view.rank);
   }
   with_names(names_, [&] { bound_.bind(views, has_fills ? &fills : nullptr); });
+  for (PyObject* tensor : destinations) {
+    held_memory_.push_back(own_memory(handle_of(tensor)));
+    bound_memory_.push_back(memory_of(handle_of(tensor)));
+  }
+  return true;
+}
+
+py::object BoundPlan::in_order(TensorSpan arguments, PyObject* keywords) const {
+  PyObject* const only = keywords == nullptr && arguments.size() == 1 ? arguments[0] : nullptr;
+  if (only != nullptr && PyDict_CheckExact(only) && !names_.is_none()) {
+    const TensorSpan names = items_of(names_);
+    py::tuple ordered(names.size());
+    size_t found = 0;
+    for (; found < names.size(); ++found) {
+      PyObject* const source = PyDict_GetItemWithError(only, names[found]);
+      if (source == nullptr) break;
+      PyTuple_SET_ITEM(ordered.ptr(), static_cast<Py_ssize_t>(found), Py_NewRef(source));
+    }
+    if (PyErr_Occurred()) throw py::error_already_set();
+    if (found == names.size() && PyDict_GET_SIZE(only) == static_cast<Py_ssize_t>(found)) return ordered;
+  }
+  // Other mappings, and what is wrong.
+  py::tuple positional(arguments.size());
+  for (size_t i = 0; i < arguments.size(); ++i) positional[i] = py::handle(arguments[i]);
+  return call_python("fused_copy.ops", "sources_in_order", names_, positional, keywords != nullptr);
+}
+
+// Where a tensor lies elsewhere by now, or its storage is shorter, somebody else's memory may be where it was.
+void BoundPlan::check_memory() const {
+  if (!destinations_) throw std::runtime_error("fused_copy: the plan was collected as garbage: bind a new one");
+  const TensorSpan destinations = items_of(destinations_);
+  for (size_t i = 0; i < bound_memory_.size(); ++i) {
+    const AtenTensorHandle handle = handle_of(destinations[i]);
+    if (handle == nullptr || !has_memory(handle, bound_memory_[i])) refuse_memory(i, handle);
+  }
+}
+
+void BoundPlan::refuse_memory(size_t index, AtenTensorHandle handle) const {
+  const TensorView& bound = bound_.views()[index];
+  const int64_t needed = byte_extent(bound);
+  if (needed == 0) return;
+  TensorView now{};
+  try {
+    if (handle != nullptr) now = read_tensor(handle);
+  } catch (const std::runtime_error&) {
+    // Torch gives no memory: none that the plan may write to.
+  }
+  if (now.address == bound.address && now.storage_bytes >= needed) return;
+  throw InvalidInput(static_cast<int64_t>(index),
+                     now.address == bound.address
+                         ? "destination has " + std::to_string(std::max<int64_t>(now.storage_bytes, 0)) +
+                               " bytes of storage left where the plan needs " + std::to_string(needed) +
+                               ": it was resized; bind a new plan"
+                         : "destination lies in other memory than when the plan was bound: it was moved or freed "
+                           "(.data =, set_(), resize_(), share_memory_()); bind a new plan");
 }
 
 void BoundPlan::check_autograd(Workspace& work) const {
-  work.destination_views.assign(bound_.views().begin(), bound_.views().end());
-  read_autograd(items_of(destinations_), work.destination_views);
   const auto refused = [](const TensorView& view) { return view.requires_grad || view.inference; };
-  if (std::ranges::any_of(work.destination_views, refused)) work.destinations.bind(work.destination_views, nullptr);
+  std::vector<TensorView>& asked = work.destination_views;
+  if (std::ranges::none_of(asked, refused)) return;
+  for (size_t i = 0; i < asked.size(); ++i) {
+    const bool requires_grad = asked[i].requires_grad, inference = asked[i].inference;
+    asked[i] = bound_.views()[i];
+    asked[i].requires_grad = requires_grad;
+    asked[i].inference = inference;
+  }
+  work.destinations.bind(asked, nullptr);
 }
 
-std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, bool grad_mode,
-                                                              Workspace& work) const {
-  if (!read_tensors(sources, "source", names_, work.source_views) || is_intercepted()) return std::nullopt;
+std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {
+  const Role role{"source", names_};
+  const bool grad_mode = aoti_torch_grad_mode_is_enabled();
+  const bool plain = are_plain(sources, role) && !is_intercepted();
+  if (plain && grad_mode && destinations_) ask_autograd(items_of(destinations_), work.destination_views);
+  check_memory();
+  if (!plain || !read_tensors(sources, role, work.source_views)) return std::nullopt;
+  if (grad_mode) check_autograd(work);
+  locate_pinned(bound_.views(), work.source_views);
+  return work.planner.plan(bound_, work.source_views);
+}
+
+std::span<const PlannedLaunch> BoundPlan::plan_for_graph(TensorSpan sources, Workspace& work) const {
   return with_names(names_, [&] {
-    if (grad_mode) check_autograd(work);
-    locate_pinned(bound_.views(), work.source_views);
-    return work.planner.plan(bound_, work.source_views);
+    if (const auto launches = plan(sources, work)) return *launches;
+    throw py::type_error("fused_copy: sources in a graph must be plain tensors, not subclasses or fake ones");
   });
 }
 
 void BoundPlan::replay(TensorSpan sources) const {
-  if (!use_reference) {
-    BorrowedWorkspace work;
-    const bool grad_mode = aoti_torch_grad_mode_is_enabled();
-    if (const auto launches = plan(sources, grad_mode, *work)) {
-      // In inference mode, where engines replay, it would cost as much as the rest of the call.
-      if (counts_versions_ && (grad_mode || !is_inference_mode())) {
-        call(torch_api.increment_version, destinations_.ptr());
-      }
-      run_call<WithoutGil>(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
-      return;
-    }
+  const Profiled profiled("fused_copy.Plan.replay");
+  const auto by_torch = [&](const char* module, const char* function, auto&&... more) {
+    py::tuple tensors(sources.size());
+    for (size_t i = 0; i < sources.size(); ++i) tensors[i] = py::handle(sources[i]);
+    call_python(module, function, destinations_, tensors, fill_, more...);
+  };
+  BorrowedWorkspace work;
+  std::optional<std::span<const PlannedLaunch>> launches;
+  try {
+    launches = plan(sources, *work);
+  } catch (const InvalidInput& error) {
+    const std::string text = describe(error, name_of(names_, error.pair));
+    if (!error.torch_can || backend != Backend::Fallback) throw std::runtime_error(text);
+    return by_torch("fused_copy.backends", "fall_back", text);
   }
-  const auto result =
-      py::reinterpret_steal<py::object>(PyObject_Vectorcall(elsewhere_.ptr(), sources.data(), sources.size(), nullptr));
-  if (!result) throw py::error_already_set();
+  if (!launches) return by_torch("fused_copy.ops", "replay_dispatched");
+  if (backend == Backend::Reference) return by_torch("fused_copy.backends", "copy_each");
+  run_call<WithoutGil>(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
+  // In inference mode, where engines replay, it would cost as much as the rest of the call.
+  if (counts_versions_ && (aoti_torch_grad_mode_is_enabled() || !is_inference_mode())) {
+    call(torch_api.increment_version, destinations_.ptr());
+  }
 }
 
-std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, py::object graph, py::tuple sources) {
-  const Device device = plan->device();
+void BoundPlan::traverse(Visit& visit) const {
+  for (const py::object* object : {&destinations_, &fill_, &names_}) visit(*object);
+}
+
+void BoundPlan::clear() {
+  // What goes with them may call this plan.
+  const py::object destinations = std::exchange(destinations_, {}), fill = std::exchange(fill_, py::none());
+  const py::object names = std::exchange(names_, py::none());
+}
+
+std::unique_ptr<GraphCopy> GraphCopy::capture(py::object plan, const py::object& graph, const py::tuple& sources) {
+  const Profiled profiled("fused_copy.Plan.capture");
+  const auto& bound = object_in<BoundPlan>(plan.ptr());
+  const Device device = bound.device();
   if (device.type != DeviceType::Cuda) {
     throw std::runtime_error("fused_copy: capture needs destinations on a GPU: these are on " + device_name(device));
+  }
+  if (torch_api.graph == nullptr || torch_api.graph_exec == nullptr) {
+    throw std::runtime_error(
+        "fused_copy: this torch does not tell its CUDA graphs' addresses (CUDAGraph.raw_cuda_graph and "
+        "raw_cuda_graph_exec), which an update needs: record plan.replay instead");
   }
   std::string refusal;
   if (graph_pointer(torch_api.graph, graph, &refusal) != nullptr) {
@@ -131,13 +294,12 @@ std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, p
   }
   BorrowedWorkspace work;
   const TensorSpan items = items_of(sources);
-  const auto launches = plan->plan(items, aoti_torch_grad_mode_is_enabled(), *work);
-  if (!launches) throw py::type_error(kPlainSources);
-  const std::shared_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), std::move(graph)));
+  const auto launches = bound.plan_for_graph(items, *work);
+  std::unique_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), &bound, graph));
   copy->captured_.take(items, work->source_views);
   // A copy of nothing is recorded too, so that an update can make it one of something.
-  for (size_t i = 0; i < std::max<size_t>(launches->size(), 1); ++i) {
-    const CapturedLaunch captured = capture_launch(i < launches->size() ? &(*launches)[i] : nullptr, device.index);
+  for (size_t i = 0; i < std::max<size_t>(launches.size(), 1); ++i) {
+    const CapturedLaunch captured = capture_launch(i < launches.size() ? &launches[i] : nullptr, device.index);
     copy->captured_graph_ = captured.graph;
     copy->nodes_.push_back(captured.node);
   }
@@ -145,6 +307,7 @@ std::shared_ptr<GraphCopy> GraphCopy::capture(std::shared_ptr<BoundPlan> plan, p
 }
 
 void GraphCopy::update(TensorSpan sources) {
+  const Profiled profiled("fused_copy.GraphCopy.update");
   if (updating_.test_and_set(std::memory_order_acquire)) {
     throw std::runtime_error("fused_copy: another update of this copy is under way: make one after the other");
   }
@@ -153,19 +316,21 @@ void GraphCopy::update(TensorSpan sources) {
     ~Done() { updating.clear(std::memory_order_release); }
   } const done{updating_};
   BorrowedWorkspace work;
-  const auto launches = plan_->plan(sources, aoti_torch_grad_mode_is_enabled(), *work);
-  if (!launches) throw py::type_error(kPlainSources);
-  if (launches->size() > nodes_.size()) {
-    throw std::runtime_error("fused_copy: these sources need " + std::to_string(launches->size()) +
+  const py::object graph = referent(graph_);
+  if (!graph)
+    throw std::runtime_error("fused_copy: the graph that the copy was captured in is gone: capture a new one");
+  void* const executable = this->executable(graph);
+  const auto launches = bound_->plan_for_graph(sources, *work);
+  if (launches.size() > nodes_.size()) {
+    throw std::runtime_error("fused_copy: these sources need " + std::to_string(launches.size()) +
                              " launches but the graph holds " + std::to_string(nodes_.size()) +
                              ": capture the copy with sources that need as many");
   }
-  void* const executable = this->executable();
   next_.take(sources, work->source_views);
   for (size_t i = 0; i < nodes_.size(); ++i) {
     try {
       // Before the graph is instantiated, its own node takes the parameters, and the instance will have them.
-      set_node(executable, nodes_[i], i < launches->size() ? &(*launches)[i] : nullptr, device_index());
+      set_node(executable, nodes_[i], i < launches.size() ? &launches[i] : nullptr, device_index());
     } catch (const std::exception&) {
       if (i > 0) abandoned_.push_back(std::exchange(next_, Held(device_index())));
       next_.let_go();
@@ -178,10 +343,10 @@ void GraphCopy::update(TensorSpan sources) {
   abandoned_.clear();
 }
 
-void* GraphCopy::executable() {
-  void* const executable = graph_pointer(torch_api.graph_exec, graph_);
+void* GraphCopy::executable(const py::object& owner) {
+  void* const executable = graph_pointer(torch_api.graph_exec, owner);
   if (executable == nullptr || executable != executable_) {
-    void* const graph = graph_pointer(torch_api.graph, graph_);
+    void* const graph = graph_pointer(torch_api.graph, owner);
     if (graph == nullptr) {
       throw std::runtime_error(
           "fused_copy: the graph has no nodes to update: it is still being captured, or it was reset");
@@ -207,7 +372,27 @@ void GraphCopy::Held::let_go() {
   sources.clear();
 }
 
-py::object bind_replay(const std::shared_ptr<BoundPlan>& plan) { return bind(plan, &replay_method); }
-py::object bind_update(const std::shared_ptr<GraphCopy>& copy) { return bind(copy, &update_method); }
+void GraphCopy::traverse(Visit& visit) const {
+  visit(plan_);
+  for (const Held* held : {&captured_, &current_, &next_}) std::ranges::for_each(held->sources, std::ref(visit));
+  for (const Held& held : abandoned_) std::ranges::for_each(held.sources, std::ref(visit));
+}
+
+// The plan stays, as whatever is called meanwhile uses it; it is cleared itself.
+void GraphCopy::clear() {
+  std::vector<std::vector<py::object>> sources;
+  for (Held* held : {&captured_, &current_, &next_}) sources.push_back(std::move(held->sources));
+  for (Held& held : abandoned_) sources.push_back(std::move(held.sources));
+}
+
+void define_plan(py::module_& module) {
+  py::class_<BoundPlan>(module, "BoundPlan", py::custom_type_setup(&make_collectable<BoundPlan>))
+      .def_property_readonly("replay", &bound_method<&replay_method>)
+      .def("capture", &GraphCopy::capture, py::arg("graph"), py::arg("sources"));
+  py::class_<GraphCopy>(module, "BoundGraphCopy", py::custom_type_setup(&make_collectable<GraphCopy>))
+      .def_property_readonly("launches", &GraphCopy::launches)
+      .def_property_readonly("update", &bound_method<&update_method>);
+  module.def("bind", &bind_plan, py::arg("dst"), py::arg("fill"), py::arg("names"));
+}
 
 }  // namespace fused_copy

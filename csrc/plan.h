@@ -6,33 +6,66 @@
 #include <vector>
 
 #include "python_tensors.h"
+#include "tensors.h"
 
 namespace fused_copy {
 
-struct NotPlain {};
+// Visits the Python objects that another one holds, for Python's garbage collector.
+class Visit {
+ public:
+  Visit(visitproc visit, void* argument) : visit_(visit), argument_(argument) {}
+  void operator()(const py::object& object) {
+    if (object && result_ == 0) result_ = visit_(object.ptr(), argument_);
+  }
+  int result() const { return result_; }
 
-// Destinations that were checked and are held. Immutable, so that threads may share it.
+ private:
+  visitproc visit_;
+  void* argument_;
+  int result_ = 0;
+};
+
+// Destinations that were checked and are held. Immutable, so that threads may share it, until Python collects it as
+// garbage.
 class BoundPlan {
  public:
-  // Throws as a call with these destinations does, NotPlain where they are for the dispatcher.
-  // `elsewhere(*sources)` is for calls that are for the dispatcher or the reference.
-  BoundPlan(py::tuple destinations, py::handle fill, py::object names, py::object elsewhere);
+  // Checks plain destinations as a call with them does, and throws as it does, but for what is deferred.
+  BoundPlan(py::tuple destinations, py::object fill, py::object names);
   BoundPlan(const BoundPlan&) = delete;
   BoundPlan& operator=(const BoundPlan&) = delete;
 
+  // False where the destinations are for the dispatcher.
+  bool read();
+  const Deferred& deferred() const { return bound_.deferred(); }
+
   void replay(TensorSpan sources) const;
 
+  // The sources that a call was given, one by one or as one mapping of the destinations' names. Throws TypeError,
+  // KeyError.
+  py::object in_order(TensorSpan arguments, PyObject* keywords) const;
+
   // Reads the sources into the workspace and plans the launches that copy them. None where they are for the dispatcher.
-  std::optional<std::span<const PlannedLaunch>> plan(TensorSpan sources, bool grad_mode, Workspace& work) const;
+  // Throws InvalidInput.
+  std::optional<std::span<const PlannedLaunch>> plan(TensorSpan sources, Workspace& work) const;
+
+  // plan() for a graph, which takes plain tensors alone. Throws what Python shows.
+  std::span<const PlannedLaunch> plan_for_graph(TensorSpan sources, Workspace& work) const;
 
   const Device& device() const { return bound_.device(); }
 
+  void traverse(Visit& visit) const;
+  void clear();
+
  private:
+  void check_memory() const;
+  void refuse_memory(size_t index, AtenTensorHandle handle) const;
   void check_autograd(Workspace& work) const;
 
-  py::tuple destinations_;
+  py::object destinations_;  // a tuple; null once it was collected
+  py::object fill_;
   py::object names_;
-  py::object elsewhere_;
+  OwnedTensors held_memory_;  // graphs write into it, whatever becomes of the tensors
+  std::vector<Memory> bound_memory_;
   std::vector<int64_t> shapes_;  // sizes and strides that the views point to, so that the tensors may change theirs
   Destinations bound_;
   bool counts_versions_ = false;  // inference tensors have no version counters
@@ -41,15 +74,19 @@ class BoundPlan {
 // A plan's copy recorded in a CUDA graph.
 class GraphCopy {
  public:
-  // Records the copy of the sources in the capture that is under way on the device's current stream.
-  static std::shared_ptr<GraphCopy> capture(std::shared_ptr<BoundPlan> plan, py::object graph, py::tuple sources);
+  // Records the copy of the sources, a tuple, in the capture that is under way on the device's current stream.
+  static std::unique_ptr<GraphCopy> capture(py::object plan, const py::object& graph, const py::tuple& sources);
   GraphCopy(const GraphCopy&) = delete;
   GraphCopy& operator=(const GraphCopy&) = delete;
 
   // Makes the next launches of the graph copy these sources. Throws where it is called while it runs.
   void update(TensorSpan sources);
 
+  const BoundPlan& plan() const { return *bound_; }
   size_t launches() const { return nodes_.size(); }
+
+  void traverse(Visit& visit) const;
+  void clear();
 
  private:
   // Sources that launches of the graph may read.
@@ -66,18 +103,20 @@ class GraphCopy {
     PinnedSources pinned;
   };
 
-  GraphCopy(std::shared_ptr<BoundPlan> plan, py::object graph)
+  GraphCopy(py::object plan, const BoundPlan* bound, const py::object& graph)
       : plan_(std::move(plan)),
-        graph_(std::move(graph)),
+        bound_(bound),
+        graph_(graph),
         captured_(device_index()),
         current_(device_index()),
         next_(device_index()) {}
-  int device_index() const { return plan_->device().index; }
-  // The graph's executable, null where it has none. Throws where the nodes are not this graph's.
-  void* executable();
+  int device_index() const { return bound_->device().index; }
+  // The executable of the graph that owns the nodes, null where it has none. Throws where they are not this graph's.
+  void* executable(const py::object& owner);
 
-  std::shared_ptr<BoundPlan> plan_;
-  py::object graph_;
+  py::object plan_;
+  const BoundPlan* bound_;  // in plan_
+  py::weakref graph_;       // dropped by its owner, it must go: CUDA ends any capture during which a graph is destroyed
   std::vector<GraphNode> nodes_;
   void* captured_graph_ = nullptr;
   void* executable_ = nullptr;   // the one whose nodes were last checked to be these
@@ -88,8 +127,7 @@ class GraphCopy {
   std::atomic_flag updating_;
 };
 
-// `replay` and `update` as fast methods.
-py::object bind_replay(const std::shared_ptr<BoundPlan>& plan);
-py::object bind_update(const std::shared_ptr<GraphCopy>& copy);
+// Adds both types to the binary module.
+void define_plan(py::module_& module);
 
 }  // namespace fused_copy

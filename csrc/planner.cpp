@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 namespace fused_copy {
@@ -84,7 +85,11 @@ std::string strides_of(const TensorView& view) {
 
 std::string number_text(double number) {
   std::array<char, 32> text;
-  std::snprintf(text.data(), text.size(), "%.17g", number);
+  // The fewest digits that read back as the number.
+  for (int digits = 15; digits <= 17; ++digits) {
+    std::snprintf(text.data(), text.size(), "%.*g", digits, number);
+    if (std::strtod(text.data(), nullptr) == number) break;
+  }
   return text.data();
 }
 
@@ -96,11 +101,6 @@ bool is_empty(const TensorView& view) {
 [[noreturn, gnu::noinline, gnu::cold]] void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
   const auto fail = [&](const std::string& text) { throw InvalidInput(pair, std::string(role) + " " + text); };
   if (!view.strided) fail("is not a strided tensor (sparse, quantized or nested): pass a dense, strided one");
-  if (view.lazy) {
-    fail(
-        "has its conjugate or negative bit set, so its memory does not hold its values: pass resolve_conj() and "
-        "resolve_neg() of it");
-  }
   if (view.dtype == DType::Unsupported) {
     fail(
         "has a dtype that cannot be copied: sub-byte, quantized and opaque dtypes are not supported; view it as uint8");
@@ -131,8 +131,8 @@ bool is_empty(const TensorView& view) {
 
 // The bytes from a tensor's first element to the end of its last. Checks all that one tensor alone can get wrong.
 int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
-  const bool plain = view.strided & !view.lazy & (view.dtype != DType::Unsupported) & !view.requires_grad &
-                     !view.inference & holds_memory(view.device) & (view.rank <= kMaxRank);
+  const bool plain = view.strided & (view.dtype != DType::Unsupported) & !view.requires_grad & !view.inference &
+                     holds_memory(view.device) & (view.rank <= kMaxRank);
   const int64_t bytes = byte_extent(view);
   if (bytes > 0) {
     const bool stored = view.address != 0 && bytes <= view.storage_bytes && bytes != kTooManyBytes &&
@@ -146,6 +146,26 @@ int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
     refuse_tensor(pair, role, view);
   }
   return 0;
+}
+
+void check_lazy(int64_t pair, const char* role, const TensorView& view) {
+  if (!view.lazy) return;
+  throw InvalidInput(pair,
+                     std::string(role) +
+                         " has its conjugate or negative bit set, so its memory does not hold its values: pass "
+                         "resolve_conj() and resolve_neg() of it",
+                     /*torch_can=*/true);
+}
+
+// Runs one check, or a pair's, after which the others are still made where torch's operators could do without it.
+template <class Check>
+void check_or_defer(Deferred& deferred, Check check) {
+  try {
+    check();
+  } catch (const InvalidInput& error) {
+    if (!error.torch_can) throw;
+    if (!deferred) deferred.emplace(error);
+  }
 }
 
 // A term of a sum: any whole number from 0 to `most`, times `step`.
@@ -378,9 +398,11 @@ class Box {
 
 void check_dimensions(int64_t pair, size_t dimensions) {
   if (dimensions <= kMaxDimensions) return;
-  throw InvalidInput(pair, "source and destination need " + std::to_string(dimensions) +
-                               " dimensions after merging those that can be merged: expected at most " +
-                               std::to_string(kMaxDimensions) + "; make the source contiguous or split the copy");
+  throw InvalidInput(pair,
+                     "source and destination need " + std::to_string(dimensions) +
+                         " dimensions after merging those that can be merged: expected at most " +
+                         std::to_string(kMaxDimensions) + "; make the source contiguous or split the copy",
+                     /*torch_can=*/true);
 }
 
 int trailing_zeros(uint64_t bits) { return std::min(std::countr_zero(bits), kMaxUnitLog2); }
@@ -451,6 +473,54 @@ std::string device_name(const Device& device) {
   }
 }
 
+namespace {
+
+[[noreturn, gnu::noinline, gnu::cold]] void refuse_fill(int64_t pair, double number, const TensorView& view) {
+  const std::string dtype = dtype_name(view.dtype);
+  const bool real = view.dtype >= DType::Float16 && view.dtype <= DType::Float64;
+  throw InvalidInput(
+      pair, "fill " + number_text(number) + " cannot be held exactly by the destination's " + dtype +
+                ": pass a number that it can hold" +
+                (real ? ", such as float(torch.tensor(" + number_text(number) + ", dtype=torch." + dtype + "))" : ""));
+}
+
+void check_shapes(int64_t pair, const TensorView& destination, const TensorView& source) {
+  if (source.rank != destination.rank) {
+    throw InvalidInput(pair, "source has shape " + shape_of(source) + " but the destination has shape " +
+                                 shape_of(destination) + ": expected " + std::to_string(destination.rank) +
+                                 " dimensions, got " + std::to_string(source.rank) + " (there is no broadcasting)");
+  }
+  for (int64_t d = 0; d < source.rank; ++d) {
+    if (source.sizes[d] <= destination.sizes[d]) continue;
+    throw InvalidInput(pair, "source has shape " + shape_of(source) + ", larger in dimension " + std::to_string(d) +
+                                 " than the destination's " + shape_of(destination) +
+                                 ": expected at most the destination's size in every dimension (destinations come "
+                                 "first: replay(dst, src))");
+  }
+}
+
+void check_devices_and_dtypes(int64_t pair, const TensorView& destination, const TensorView& source) {
+  check_lazy(pair, "source", source);
+  if (source.device != destination.device && !source.pinned) {
+    const bool pageable = source.device.type == DeviceType::Cpu && destination.device.type == DeviceType::Cuda;
+    throw InvalidInput(
+        pair,
+        "source is on " + device_name(source.device) + " but the destination is on " + device_name(destination.device) +
+            (pageable ? ": pin it (tensor.pin_memory()) or move it to the GPU first" : ": pass tensors of one device"),
+        /*torch_can=*/true);
+  }
+  if (source.dtype != destination.dtype && !(castable(source.dtype) && castable(destination.dtype))) {
+    throw InvalidInput(pair,
+                       std::string("source is ") + dtype_name(source.dtype) + " but the destination is " +
+                           dtype_name(destination.dtype) +
+                           ": pass the same dtype, or two among bool, uint8, int8, int16, int32, int64, float16, "
+                           "bfloat16, float32 and float64",
+                       /*torch_can=*/true);
+  }
+}
+
+}  // namespace
+
 void Destinations::bind(std::span<const TensorView> views, const std::vector<Fill>* fills) {
   if (fills != nullptr && fills->size() != views.size()) {
     throw InvalidInput(-1, "got " + std::to_string(fills->size()) + " fills for " + std::to_string(views.size()) +
@@ -460,19 +530,21 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
   fills_.clear();
   if (fills != nullptr) fills_ = *fills;
   intervals_.clear();
+  deferred_.reset();
   device_ = views.empty() ? Device{} : views[0].device;
   for (size_t i = 0; i < views.size(); ++i) {
     const auto pair = static_cast<int64_t>(i);
     const TensorView& view = views[i];
     const int64_t bytes = check_tensor(pair, "destination", view);
-    if (view.device != device_) {
-      throw InvalidInput(pair, "destination is on " + device_name(view.device) + " but destination 0 is on " +
-                                   device_name(device_) + ": pass destinations of one device");
-    }
-    if (!fills_.empty() && fills_[i] && !encode_exactly(*fills_[i], view.dtype)) {
-      throw InvalidInput(pair, "fill " + number_text(*fills_[i]) + " cannot be held exactly by the destination's " +
-                                   dtype_name(view.dtype) + ": pass a number that it can hold");
-    }
+    if (!fills_.empty() && fills_[i] && !encode_exactly(*fills_[i], view.dtype)) refuse_fill(pair, *fills_[i], view);
+    check_or_defer(deferred_, [&] {
+      check_lazy(pair, "destination", view);
+      if (view.device == device_) return;
+      throw InvalidInput(pair,
+                         "destination is on " + device_name(view.device) + " but destination 0 is on " +
+                             device_name(device_) + ": pass destinations of one device",
+                         /*torch_can=*/true);
+    });
     if (bytes == 0) continue;
     if (shares_own_elements(view)) {
       throw InvalidInput(pair,
@@ -482,7 +554,11 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
     }
     intervals_.push_back({view.address, view.address + static_cast<uint64_t>(bytes), pair});
   }
-  check_overlaps();
+  check_or_defer(deferred_, [&] { check_overlaps(); });
+}
+
+size_t Destinations::capacity_bytes() const {
+  return bytes_of(views_) + bytes_of(fills_) + bytes_of(intervals_) + bytes_of(furthest_);
 }
 
 void Destinations::check_overlaps() {
@@ -497,7 +573,8 @@ void Destinations::check_overlaps() {
         throw InvalidInput(std::max(earlier.pair, later.pair),
                            "destination shares memory with the destination of pair " +
                                std::to_string(std::min(earlier.pair, later.pair)) +
-                               ": the copies of one call have no order, so destinations must not overlap");
+                               ": the copies of one call have no order, so destinations must not overlap",
+                           /*torch_can=*/true);
       }
     }
     furthest = std::max(furthest, later.end);
@@ -541,7 +618,8 @@ bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, 
                          "source shares memory with the destination" +
                              (interval.pair == pair ? std::string() : " of pair " + std::to_string(interval.pair)) +
                              ": the copies of one call have no order, so a source may not overlap a destination "
-                             "unless it is the very same memory; pass a clone");
+                             "unless it is the very same memory; pass a clone",
+                         /*torch_can=*/true);
     }
   }
   return same_memory;
@@ -556,43 +634,23 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
   }
   tasks_.clear();
   bytes_ = 0;
+  deferred_ = destinations.deferred();
   size_t gap = 0;
   for (size_t i = 0; i < sources.size(); ++i) {
     const auto pair = static_cast<int64_t>(i);
     const TensorView& source = sources[i];
     const TensorView& destination = views[i];
     const int64_t source_bytes = check_tensor(pair, "source", source);
-    if (source.device != destination.device && !source.pinned) {
-      const bool pageable = source.device.type == DeviceType::Cpu && destination.device.type == DeviceType::Cuda;
-      throw InvalidInput(pair, "source is on " + device_name(source.device) + " but the destination is on " +
-                                   device_name(destination.device) +
-                                   (pageable ? ": pin it (tensor.pin_memory()) or move it to the GPU first"
-                                             : ": pass tensors of one device"));
-    }
-    if (source.dtype != destination.dtype && !(castable(source.dtype) && castable(destination.dtype))) {
-      throw InvalidInput(pair,
-                         std::string("source is ") + dtype_name(source.dtype) + " but the destination is " +
-                             dtype_name(destination.dtype) +
-                             ": pass the same dtype, or two among bool, uint8, int8, int16, int32, int64, float16, "
-                             "bfloat16, float32 and float64");
-    }
-    if (source.rank != destination.rank) {
-      throw InvalidInput(pair, "source has shape " + shape_of(source) + " but the destination has shape " +
-                                   shape_of(destination) + ": expected " + std::to_string(destination.rank) +
-                                   " dimensions, got " + std::to_string(source.rank) + " (there is no broadcasting)");
-    }
-    for (int64_t d = 0; d < source.rank; ++d) {
-      if (source.sizes[d] > destination.sizes[d]) {
-        throw InvalidInput(pair, "source has shape " + shape_of(source) + ", larger in dimension " + std::to_string(d) +
-                                     " than the destination's " + shape_of(destination) +
-                                     ": expected at most the destination's size in every dimension");
+    check_shapes(pair, destination, source);
+    check_or_defer(deferred_, [&] {
+      check_devices_and_dtypes(pair, destination, source);
+      if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes, gap)) {
+        add_copy(pair, destination, source);
       }
-    }
-    if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes, gap)) {
-      add_copy(pair, destination, source);
-    }
-    if (const Fill& fill = destinations.fill(i)) add_fill(pair, destination, source, *fill);
+      if (const Fill& fill = destinations.fill(i)) add_fill(pair, destination, source, *fill);
+    });
   }
+  if (deferred_) throw InvalidInput(*deferred_);
   return lay_out(destinations.device().type);
 }
 
@@ -784,7 +842,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
       PlannedTask& planned = tasks_[end];
       const uint64_t tiles = shape_tiles(planned, tile_bytes_log2, device);
       if (tiles >= kTooManyTiles) {
-        throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it");
+        throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it", /*torch_can=*/true);
       }
       const int strided = header.strided + (planned.rank > 0);
       const int outer = outer_extents + std::max(planned.rank - kInnerExtents, 0);

@@ -43,18 +43,32 @@ using Fill = std::optional<double>;
 
 // Wrong input. `pair` is the index of the pair at fault, -1 where the call as a whole is.
 struct InvalidInput : std::runtime_error {
-  InvalidInput(int64_t pair, const std::string& text) : std::runtime_error(text), pair(pair) {}
+  InvalidInput(int64_t pair, const std::string& text, bool torch_can = false)
+      : std::runtime_error(text), pair(pair), torch_can(torch_can) {}
   int64_t pair;
+  bool torch_can;  // right for torch's own operators, one pair after the other
 };
+
+// The first of a call's refusals that torch's operators could do without. It is thrown once all other checks are made,
+// so that whoever catches it may rely on them.
+using Deferred = std::optional<InvalidInput>;
+
+// The memory that a vector keeps.
+template <class T>
+size_t bytes_of(const std::vector<T>& vector) {
+  return vector.capacity() * sizeof(T);
+}
 
 // Destinations that were checked against the contract and each other. Immutable once bound, so threads may share it.
 // The sizes and strides that its views point to must outlive it.
 class Destinations {
  public:
-  Destinations() = default;
-
-  // Binds anew. `fills`, where given, has one entry for each destination. Throws InvalidInput.
+  // Binds anew. `fills`, where given, has one entry for each destination. Throws InvalidInput, but for what is
+  // deferred.
   void bind(std::span<const TensorView> views, const std::vector<Fill>* fills);
+
+  const Deferred& deferred() const { return deferred_; }
+  size_t capacity_bytes() const;
 
   std::span<const TensorView> views() const { return views_; }
   const Fill& fill(size_t pair) const { return fills_.empty() ? kNoFill : fills_[pair]; }
@@ -80,6 +94,7 @@ class Destinations {
   std::vector<Interval> intervals_;  // the destinations' memory, by address
   std::vector<uint64_t> furthest_;   // the furthest end among intervals_[0..i]
   Device device_;
+  Deferred deferred_;
 };
 
 // One kernel's parameters, ready to launch.
@@ -94,8 +109,10 @@ struct PlannedLaunch {
 class LaunchPlanner {
  public:
   // Checks the sources against the destinations and lays out the launches, which stay until the next call. Throws
-  // InvalidInput.
+  // InvalidInput, the destinations' deferred one too.
   std::span<const PlannedLaunch> plan(const Destinations& destinations, std::span<const TensorView> sources);
+
+  size_t capacity_bytes() const { return bytes_of(tasks_) + bytes_of(launches_); }
 
   // In words, how the last call that was planned writes this pair, and how many bytes.
   std::pair<std::string, uint64_t> path(int64_t pair) const;
@@ -128,6 +145,7 @@ class LaunchPlanner {
   static StridedTask strided_task(const PlannedTask& planned, int outer_at);
   std::span<const PlannedLaunch> lay_out(DeviceType device);
 
+  Deferred deferred_;
   std::vector<PlannedTask> tasks_;
   std::vector<PlannedLaunch> launches_;
   uint64_t bytes_ = 0;

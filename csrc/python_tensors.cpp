@@ -1,17 +1,29 @@
 #include "python_tensors.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
 
 #include "tensors.h"
 
 namespace fused_copy {
 
 Torch torch_api;
-std::atomic<bool> use_reference = false;
+std::atomic<Backend> backend = Backend::Fused;
+
+std::string text_of(py::handle object, PyObject* (*convert)(PyObject*)) {
+  const auto text = py::reinterpret_steal<py::object>(convert(object.ptr()));
+  const auto bytes = py::reinterpret_steal<py::object>(
+      text ? PyUnicode_AsEncodedString(text.ptr(), "utf-8", "backslashreplace") : nullptr);
+  if (bytes) return PyBytes_AS_STRING(bytes.ptr());
+  PyErr_Clear();
+  return Py_TYPE(object.ptr())->tp_name;
+}
 
 std::string name_of(py::handle names, int64_t pair) {
   const bool has_name = !names.is_none() && pair >= 0 && pair < static_cast<int64_t>(py::len(names));
-  return has_name ? py::str(names[py::int_(pair)]).cast<std::string>() : std::string();
+  return has_name ? text_of(names[py::int_(pair)]) : std::string();
 }
 
 py::object call(PyObject* function, PyObject* argument) {
@@ -35,37 +47,61 @@ int64_t call_int(PyObject* function, PyObject* argument = nullptr) {
   return value;
 }
 
-// Asks what is asked of torch's methods alone, as it costs as much as the rest of a tensor.
-void read_lazy(PyObject* object, TensorView& view) {
-  const bool may_be = (view.dtype >= DType::Float16 && view.dtype <= DType::Float64) ||
-                      (view.dtype >= DType::Complex32 && view.dtype <= DType::Complex128);
-  view.lazy = may_be && (call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object));
+// A word of the tensor itself, whose address its handle holds.
+uint64_t word_of(AtenTensorHandle tensor, ptrdiff_t offset) {
+  uint64_t word;
+  std::memcpy(&word, *reinterpret_cast<const char* const*>(tensor) + offset, sizeof word);
+  return word;
+}
+
+// Whether the conjugate or the negative bit is set. The dispatcher has keys for both, in a word of the tensor: torch's
+// methods tell as well, but cost more than all else that is read of a tensor.
+bool is_lazy(PyObject* object, AtenTensorHandle handle) {
+  if (torch_api.keys_offset != 0) return (word_of(handle, torch_api.keys_offset) & torch_api.lazy_keys) != 0;
+  return call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object);
 }
 
 bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
+InvalidInput withheld(PyObject* tensor, int64_t pair, const char* role, std::string reason) {
+  if (reason.empty()) {
+    try {
+      py::handle(tensor).attr("data_ptr")();
+    } catch (py::error_already_set& error) {
+      reason = text_of(error.value());
+    }
+  }
+  return withheld_memory(pair, role, reason);
+}
+
 // Reads a plain tensor. False for what only the dispatcher can read or refuse.
-bool read_plain_tensor(PyObject* object, TensorView& view) {
+bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view) {
   const AtenTensorHandle handle = handle_of(object);
   if (handle == nullptr) return false;
+  const bool requires_grad = view.requires_grad, inference = view.inference;
   try {
     view = read_tensor(handle);
+  } catch (const Withheld& error) {
+    const InvalidInput refusal = withheld(object, pair, role.name, error.what());
+    throw std::runtime_error(describe(refusal, name_of(role.names, pair)));
   } catch (const std::runtime_error&) {
     return false;  // the wrappers of torch.func's transforms have no memory
   }
   if (!view.strided || view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda) return false;
   if (view.address == 0 && !is_empty(view)) return false;
-  read_lazy(object, view);
+  view.lazy = is_lazy(object, handle);
+  view.requires_grad = requires_grad;
+  view.inference = inference;
   return true;
 }
 
 // Where in a tensor's Python object the at::Tensor lies, an address that torch also tells as `_cdata`. Up to torch 2.12
 // a flag stands before it that says whether the tensor is owned. 0 where this torch does otherwise.
-ptrdiff_t find_handle_offset(const py::module_& torch) {
-  const py::object trial = torch.attr("ones")(8, py::arg("dtype") = torch.attr("int32"))[py::slice(3, 8, 1)];
-  const py::object others = py::make_tuple(trial, torch.attr("ones")(1, py::arg("requires_grad") = true));
+ptrdiff_t find_handle_offset(const py::object& ones, const py::object& int32) {
+  const py::object trial = ones(8, py::arg("dtype") = int32, py::arg("device") = "cpu")[py::slice(3, 8, 1)];
+  const py::object others = py::make_tuple(trial, ones(1, py::arg("requires_grad") = true, py::arg("device") = "cpu"));
   for (const ptrdiff_t offset : {sizeof(PyObject), sizeof(PyObject) + sizeof(void*)}) {
     torch_api.handle_offset = static_cast<ptrdiff_t>(offset);
     bool found = true;
@@ -81,27 +117,71 @@ ptrdiff_t find_handle_offset(const py::module_& torch) {
   return 0;
 }
 
+// Where in a tensor its dispatch keys lie, among which those of the two bits are `lazy_keys`: the word that is the same
+// in all plain tensors, and in the others but for one bit each. 0 where no word is so.
+ptrdiff_t find_keys_offset(const py::module_& torch, uint64_t& lazy_keys) {
+  constexpr ptrdiff_t kTensorBytes = 192;  // no torch from 2.9 on has smaller ones
+  const auto ones = [&](const char* dtype) {
+    return torch.attr("ones")(2, py::arg("dtype") = torch.attr(dtype), py::arg("device") = "cpu");
+  };
+  const py::object plain = ones("int32"), also_plain = ones("complex64");
+  const py::object negative = torch.attr("_neg_view")(plain), conjugate = torch.attr("conj")(also_plain);
+  const py::object both = torch.attr("_neg_view")(conjugate);
+  for (ptrdiff_t offset = 0; offset < kTensorBytes; offset += sizeof(uint64_t)) {
+    const auto word = [&](const py::object& tensor) { return word_of(handle_of(tensor.ptr()), offset); };
+    const uint64_t none = word(plain);
+    const uint64_t negative_key = word(negative) ^ none, conjugate_key = word(conjugate) ^ none;
+    lazy_keys = negative_key | conjugate_key;
+    if (word(also_plain) == none && std::has_single_bit(negative_key) && std::has_single_bit(conjugate_key) &&
+        negative_key != conjugate_key && (none & lazy_keys) == 0 && word(both) == (none | lazy_keys)) {
+      return offset;
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 void look_up_torch() {
   // The references are kept for the life of the process, as torch is.
-  const auto keep = [](py::object object) { return object.release().ptr(); };
+  std::string missing;
+  const auto find = [&](const py::object& owner, const char* name, bool needed = true) -> PyObject* {
+    if (py::hasattr(owner, name)) return py::object(owner.attr(name)).release().ptr();
+    if (needed) missing += (missing.empty() ? "" : ", ") + std::string(name);
+    return nullptr;
+  };
   const py::module_ torch = py::module_::import("torch");
-  const py::object tensor = torch.attr("Tensor");
-  const py::object c = torch.attr("_C");
-  torch_api.tensor_type = reinterpret_cast<PyTypeObject*>(keep(tensor));
-  torch_api.is_conj = keep(tensor.attr("is_conj"));
-  torch_api.is_neg = keep(tensor.attr("is_neg"));
-  torch_api.is_inference = keep(tensor.attr("is_inference"));
-  torch_api.is_inference_mode_enabled = keep(torch.attr("is_inference_mode_enabled"));
-  torch_api.dispatch_modes = keep(c.attr("_len_torch_dispatch_stack"));
-  const py::object graph = c.attr("_CUDAGraph");
-  if (py::hasattr(graph, "raw_cuda_graph_exec")) {
-    torch_api.graph = keep(graph.attr("raw_cuda_graph"));
-    torch_api.graph_exec = keep(graph.attr("raw_cuda_graph_exec"));
+  const py::object tensor = torch.attr("Tensor"), c = torch.attr("_C");
+  torch_api.tensor_type = reinterpret_cast<PyTypeObject*>(py::object(tensor).release().ptr());
+  torch_api.parameter_type =
+      reinterpret_cast<PyTypeObject*>(py::object(torch.attr("nn").attr("Parameter")).release().ptr());
+  torch_api.is_conj = find(tensor, "is_conj");
+  torch_api.is_neg = find(tensor, "is_neg");
+  torch_api.is_inference = find(tensor, "is_inference");
+  torch_api.is_inference_mode_enabled = find(torch, "is_inference_mode_enabled");
+  torch_api.dispatch_modes = find(c, "_len_torch_dispatch_stack");
+  torch_api.increment_version = find(c, "_increment_version");
+  find(tensor, "_cdata");
+  torch_api.has_cuda = !torch.attr("version").attr("cuda").is_none();
+  if (py::hasattr(c, "_CUDAGraph")) {
+    const py::object graph = c.attr("_CUDAGraph");
+    torch_api.graph = find(graph, "raw_cuda_graph", false);
+    torch_api.graph_exec = find(graph, "raw_cuda_graph_exec", false);
   }
-  torch_api.increment_version = keep(c.attr("_increment_version"));
-  torch_api.handle_offset = find_handle_offset(torch);
+  const py::module_ profiler = py::module_::import("torch.autograd.profiler");
+  if (py::hasattr(profiler, "_is_profiler_enabled")) {
+    torch_api.profiler_flag = PyUnicode_InternFromString("_is_profiler_enabled");
+    torch_api.profiler = py::object(profiler.attr("__dict__")).release().ptr();
+  }
+  if (!missing.empty()) {
+    torch_api.problem = "this torch has no " + missing;
+    return;
+  }
+  torch_api.handle_offset = find_handle_offset(torch.attr("ones"), torch.attr("int32"));
+  torch_api.problem = torch_api.handle_offset ? "" : "this torch keeps its tensors in objects of an unknown form";
+  if (torch_api.handle_offset && py::hasattr(torch, "_neg_view")) {
+    torch_api.keys_offset = find_keys_offset(torch, torch_api.lazy_keys);
+  }
 }
 
 AtenTensorHandle handle_of(PyObject* tensor) {
@@ -117,32 +197,34 @@ bool is_inference_mode() { return call_bool(torch_api.is_inference_mode_enabled)
 
 bool is_inference(PyObject* tensor) { return call_bool(torch_api.is_inference, tensor); }
 
-bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views) {
+bool are_plain(TensorSpan tensors, Role role) {
   bool plain = true;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    PyTypeObject* type = Py_TYPE(tensors[i]);
-    if (type == torch_api.tensor_type) {
-      plain = plain && read_plain_tensor(tensors[i], views.emplace_back());
-      continue;
-    }
+    PyTypeObject* const type = Py_TYPE(tensors[i]);
+    if (type == torch_api.tensor_type || type == torch_api.parameter_type) continue;
     plain = false;
     if (PyType_IsSubtype(type, torch_api.tensor_type)) continue;
     const auto pair = static_cast<int64_t>(i);
-    throw py::type_error(describe({pair, std::string(role) + " is " + type->tp_name + ": expected a torch.Tensor"},
-                                  name_of(names, pair)));
+    throw py::type_error(describe({pair, std::string(role.name) + " is " + type->tp_name + ": expected a torch.Tensor"},
+                                  name_of(role.names, pair)));
   }
   return plain;
 }
 
-void read_dispatched_tensors(TensorSpan tensors, std::vector<TensorView>& views) {
-  for (PyObject* tensor : tensors) {
-    const AtenTensorHandle handle = handle_of(tensor);
-    if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
-    read_lazy(tensor, views.emplace_back(read_tensor(handle)));
+std::string dispatched_tensor(TensorSpan tensors, Role role) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto pair = static_cast<int64_t>(i);
+    TensorView view{};
+    if (are_plain(tensors.subspan(i, 1), role) && read_plain_tensor(tensors[i], pair, role, view)) continue;
+    const std::string name = name_of(role.names, pair);
+    return std::string(role.name) + " " + (name.empty() ? std::to_string(pair) : name) + " is " +
+           (are_plain(tensors.subspan(i, 1), role) ? "no plain memory" : Py_TYPE(tensors[i])->tp_name);
   }
+  return {};
 }
 
-void read_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
+void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
+  views.assign(destinations.size(), {});
   if (!aoti_torch_grad_mode_is_enabled()) return;
   const bool inference_mode = is_inference_mode();
   for (size_t i = 0; i < views.size(); ++i) {
@@ -150,6 +232,50 @@ void read_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
     views[i].inference = !inference_mode && is_inference(destinations[i]);
   }
 }
+
+bool read_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views) {
+  views.resize(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!read_plain_tensor(tensors[i], static_cast<int64_t>(i), role, views[i])) return false;
+  }
+  return true;
+}
+
+void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views) {
+  views.resize(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const AtenTensorHandle handle = handle_of(tensors[i]);
+    if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
+    const bool requires_grad = views[i].requires_grad, inference = views[i].inference;
+    try {
+      views[i] = read_tensor(handle);
+    } catch (const Withheld& error) {
+      throw std::runtime_error(describe(withheld(tensors[i], static_cast<int64_t>(i), role.name, error.what())));
+    }
+    views[i].lazy = is_lazy(tensors[i], handle);
+    views[i].requires_grad = requires_grad;
+    views[i].inference = inference;
+  }
+}
+
+namespace {
+
+// Whether the number is the double that it was converted to: 2**53 + 1, a Fraction or a NumPy integer may not be.
+bool is_exactly(py::handle number, double value) {
+  if (PyFloat_Check(number.ptr()) || std::isnan(value)) return true;
+  // One that compares with nothing is what its __float__ says.
+  if (Py_TYPE(number.ptr())->tp_richcompare == PyBaseObject_Type.tp_richcompare) return true;
+  // NumPy and torch compare integers as floats.
+  auto exact = py::reinterpret_steal<py::object>(PyIndex_Check(number.ptr()) ? PyNumber_Index(number.ptr()) : nullptr);
+  if (!exact) {
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+    PyErr_Clear();
+    exact = py::reinterpret_borrow<py::object>(number);
+  }
+  return py::float_(value).equal(exact);
+}
+
+}  // namespace
 
 bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
   if (fills.is_none()) return false;
@@ -160,16 +286,35 @@ bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
       continue;
     }
     const double value = PyFloat_AsDouble(fill.ptr());
-    // A large integer that a double cannot hold would become another number on its way.
-    if (PyErr_Occurred() || (PyLong_Check(fill.ptr()) && !py::float_(value).equal(fill))) {
-      PyErr_Clear();
-      throw py::type_error(describe({pair, "fill is " + py::repr(fill).cast<std::string>() +
-                                               ": expected None or a number that a float holds exactly"},
-                                    name_of(names, pair)));
+    const bool failed = value == -1 && PyErr_Occurred();
+    // Only what says that it is no such number: an interrupt or exhausted memory is the caller's to see.
+    const bool no_number =
+        failed && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError) ||
+                   PyErr_ExceptionMatches(PyExc_OverflowError));
+    if (failed && !no_number) throw py::error_already_set();
+    if (failed) PyErr_Clear();
+    if (failed || !is_exactly(fill, value)) {
+      throw py::type_error(
+          describe({pair, "fill is " + text_of(fill, &PyObject_Repr) + " (" + Py_TYPE(fill.ptr())->tp_name +
+                              "): expected None or a number that a float holds exactly"},
+                   name_of(names, pair)));
     }
     into.emplace_back(value);
   }
   return true;
+}
+
+void Profiled::enter(const char* name) {
+  record_ = call_python("torch.autograd.profiler", "record_function", name);
+  record_.attr("__enter__")();
+}
+
+void Profiled::exit() noexcept {
+  try {
+    record_.attr("__exit__")(py::none(), py::none(), py::none());
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("fused_copy: the profiler");
+  }
 }
 
 }  // namespace fused_copy

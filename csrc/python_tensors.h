@@ -21,30 +21,39 @@ namespace py = pybind11;
 // for a host function that is written in Python.
 using WithoutGil = py::gil_scoped_release;
 
-// What is looked up in torch once, when the module is imported.
+// What is looked up in torch once, when the package is imported.
 struct Torch {
   PyTypeObject* tensor_type;
-  ptrdiff_t handle_offset;  // see handle_of(); 0 where it was not found
-  PyObject* is_conj;        // unbound methods of torch.Tensor
+  PyTypeObject* parameter_type;
+  ptrdiff_t handle_offset;  // see handle_of(); 0: not found, every call is for the dispatcher
+  ptrdiff_t keys_offset;    // see is_lazy(); 0: not found
+  uint64_t lazy_keys;
+  PyObject* is_conj;  // unbound methods of torch.Tensor
   PyObject* is_neg;
   PyObject* is_inference;
   PyObject* is_inference_mode_enabled;
   PyObject* dispatch_modes;  // how many modes intercept operators
   PyObject* increment_version;
-  PyObject* graph;  // unbound methods of torch.cuda.CUDAGraph
+  bool has_cuda;
+  PyObject* graph;  // unbound methods of torch.cuda.CUDAGraph; null where this torch has none
   PyObject* graph_exec;
+  PyObject* profiler;  // the module's dictionary; null where this torch does not tell whether it records
+  PyObject* profiler_flag;
+  std::string problem = "fused_copy was not imported as a package";  // why every call is for the dispatcher
 };
 extern Torch torch_api;
 
-// Whether torch's own operators shall copy.
-extern std::atomic<bool> use_reference;
+// Which code copies; torch's own operators in the other two, always or where one launch cannot.
+enum class Backend { Fused, Reference, Fallback };
+extern std::atomic<Backend> backend;
 
+// Makes tensors and reads them, so it must run where no device, mode or transform of the importing code applies.
 void look_up_torch();
 
 // A function with CPython's fast calling convention, which costs less per call than a binding of pybind11.
-inline PyMethodDef fast_method(const char* name, PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t),
-                               const char* doc) {
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, doc};
+using FastFunction = PyObject*(PyObject*, PyObject* const*, Py_ssize_t, PyObject*);
+inline PyMethodDef fast_method(const char* name, FastFunction* function, const char* doc) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL | METH_KEYWORDS, doc};
 }
 
 // Runs the body of such a function. What it throws becomes Python's error.
@@ -56,6 +65,8 @@ PyObject* translate_errors(Body body) {
     error.restore();
   } catch (const py::builtin_exception& error) {
     error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
@@ -64,6 +75,32 @@ PyObject* translate_errors(Body body) {
 
 // Calls a function of at most one argument. Throws the Python error of a call that failed.
 py::object call(PyObject* function, PyObject* argument = nullptr);
+
+// Calls a function of one of the package's modules, which is looked up anew: for what is rare.
+template <class... Arguments>
+py::object call_python(const char* module, const char* function, Arguments&&... arguments) {
+  return py::module_::import(module).attr(function)(std::forward<Arguments>(arguments)...);
+}
+
+// A call's name in torch's profiler, while that records.
+class Profiled {
+ public:
+  explicit Profiled(const char* name) {
+    if (torch_api.profiler && PyDict_GetItemWithError(torch_api.profiler, torch_api.profiler_flag) == Py_True) {
+      enter(name);
+    }
+  }
+  ~Profiled() {
+    if (record_) exit();
+  }
+  Profiled(const Profiled&) = delete;
+  Profiled& operator=(const Profiled&) = delete;
+
+ private:
+  void enter(const char* name);
+  void exit() noexcept;
+  py::object record_;
+};
 
 // A tensor's handle of torch's stable ABI, good while the object lives: a handle is the address of an at::Tensor, and
 // the Python object of a tensor contains one. Null where it holds another's at the moment, or none was found at import.
@@ -75,6 +112,9 @@ using TensorSpan = std::span<PyObject* const>;
 inline TensorSpan items_of(py::handle sequence) {
   return {PySequence_Fast_ITEMS(sequence.ptr()), static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr()))};
 }
+
+// str() of an object, or another text, for an error: whatever it holds, and also where it raises.
+std::string text_of(py::handle object, PyObject* (*convert)(PyObject*) = &PyObject_Str);
 
 // The name of a pair in a tuple of names or None; empty where it has none.
 std::string name_of(py::handle names, int64_t pair);
@@ -89,17 +129,32 @@ auto with_names(py::handle names, Body body) {
   }
 }
 
-// Reads tensors past torch's dispatcher. False where they are for it: subclasses, tensors that have no memory, dtypes
-// that only it can name, the wrappers of transforms. Raises TypeError for what is no tensor.
-bool read_tensors(TensorSpan tensors, const char* role, py::handle names, std::vector<TensorView>& views);
+// Which of a call's tensors these are.
+struct Role {
+  const char* name;
+  py::handle names;  // of the pairs, or None
+};
+
+// Whether these are tensors whose memory alone counts, torch.Tensor or torch.nn.Parameter themselves. False: some are
+// subclasses, which are for the dispatcher. Raises TypeError for what is no tensor.
+bool are_plain(TensorSpan tensors, Role role);
+
+// The first of these tensors that is for the dispatcher, in words; empty where none is.
+std::string dispatched_tensor(TensorSpan tensors, Role role);
+
+// Asks what autograd must know of destinations while grad mode is on, before they are read. Inference tensors are
+// refused outside of inference mode.
+void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views);
+
+// Reads plain tensors past torch's dispatcher, and keeps what ask_autograd() has told of them. False where they are for
+// it: tensors that have no memory, dtypes that only it can name, the wrappers of transforms. Runs no Python code, so
+// that what was read holds until the launch.
+bool read_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views);
 
 // Reads the tensors that torch's dispatcher hands to an implementation, whatever they are.
-void read_dispatched_tensors(TensorSpan tensors, std::vector<TensorView>& views);
+void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views);
 
-// Adds what autograd must know of destinations while grad mode is on.
-void read_autograd(TensorSpan destinations, std::vector<TensorView>& views);
-
-// Reads a sequence of numbers and None. False where there is None instead of one.
+// Reads a tuple of numbers and None. False where there is None instead of one.
 bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into);
 
 // Whether modes want to see operators.

@@ -4,6 +4,9 @@
 #include <torch/headeronly/core/Layout.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+// Since torch 2.13.
+extern "C" [[gnu::weak]] const char* torch_exception_get_what_without_backtrace();
+
 namespace fused_copy {
 namespace {
 
@@ -54,6 +57,25 @@ void check(AOTITorchError error) {
 
 }  // namespace
 
+Memory memory_of(AtenTensorHandle tensor) {
+  Memory memory;
+  void* data;
+  check(aoti_torch_get_storage_size(tensor, &memory.storage_size));
+  if (aoti_torch_get_data_ptr(tensor, &data) != AOTI_TORCH_SUCCESS) {
+    throw Withheld(torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "");
+  }
+  memory.data = data;
+  return memory;
+}
+
+bool has_memory(AtenTensorHandle tensor, const Memory& memory) {
+  int64_t storage_size;
+  void* data;
+  return aoti_torch_get_data_ptr(tensor, &data) == AOTI_TORCH_SUCCESS && data == memory.data &&
+         aoti_torch_get_storage_size(tensor, &storage_size) == AOTI_TORCH_SUCCESS &&
+         storage_size >= memory.storage_size;
+}
+
 TensorView read_tensor(AtenTensorHandle tensor) {
   TensorView view{};
   int32_t layout, dtype, device_type;
@@ -77,13 +99,12 @@ TensorView read_tensor(AtenTensorHandle tensor) {
   }
   view.sizes = sizes;
   view.strides = strides;
-  int64_t storage_offset, storage_size;
-  void* data;
+  int64_t storage_offset, offset_bytes;
   check(aoti_torch_get_storage_offset(tensor, &storage_offset));
-  check(aoti_torch_get_storage_size(tensor, &storage_size));
-  check(aoti_torch_get_data_ptr(tensor, &data));
-  view.address = reinterpret_cast<uint64_t>(data);
-  view.storage_bytes = storage_size - storage_offset * dtype_size(view.dtype);
+  const Memory memory = memory_of(tensor);
+  view.address = reinterpret_cast<uint64_t>(memory.data);
+  const bool beyond = __builtin_mul_overflow(storage_offset, int64_t{dtype_size(view.dtype)}, &offset_bytes);
+  view.storage_bytes = beyond ? 0 : memory.storage_size - offset_bytes;
   return view;
 }
 

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 from fused_copy._version import __version__
-from fused_copy.backends import backend
+from fused_copy.backends import backend, fallbacks
 from fused_copy.ops import replay
 from fused_copy.plan import GraphCopy, Plan
 
 if TYPE_CHECKING:
     from fused_copy.explanation import Explanation, explain
 
-__all__ = ["Explanation", "GraphCopy", "Plan", "__version__", "backend", "explain", "replay"]
+__all__ = ["Explanation", "GraphCopy", "Plan", "__version__", "backend", "explain", "fallbacks", "replay"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,5 +1,7 @@
 """Loads the binary, which registers ``torch.ops.fused_copy.replay``."""
 
+import threading
+
 import torch  # the binary resolves its symbols when it is loaded
 
 try:
@@ -10,5 +12,10 @@ except ImportError as error:
         f"{torch.__version__} ({error}). Install the package (pip install fused-copy, or pip install . in a clone) and "
         "import it from outside the clone, whose own fused_copy folder has no binary."
     ) from error
+
+# It makes tensors, and the importing thread may be within a device context, a mode or a transform, which are a thread's.
+_looking = threading.Thread(target=_C.look_up_torch)
+_looking.start()
+_looking.join()
 
 __all__ = ["_C"]

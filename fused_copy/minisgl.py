@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.compiler import is_compiling
 
-from fused_copy._library import _C
-from fused_copy.ops import replay_elsewhere
+from fused_copy.ops import replay_in_order
 
 _NAMES = ("input_ids", "out_loc", "cu_seqlens_k", "positions", "seq_lens", "page_table")
 
@@ -76,8 +74,7 @@ def fused_copy_replay_data(
         dst_seq_lens,
         dst_page_table,
     )
-    if is_compiling() or not _C.replay(destinations, sources, None, _NAMES):
-        replay_elsewhere(destinations, sources, None, _NAMES)
+    replay_in_order(_NAMES, destinations, sources, None)
 
 
 def _corner(name: str, source: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:

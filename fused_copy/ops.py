@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from fused_copy import backends
 from fused_copy._library import _C
 
-Tensors = Sequence[torch.Tensor] | Mapping[str, torch.Tensor]
-Fills = Sequence[float | None] | Mapping[str, float]
+Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
+Fills = Iterable[float | None] | Mapping[str, float]
+Names = tuple[str, ...] | None
 
 CASTABLE = frozenset(
     {
@@ -37,17 +38,18 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
         for d, s, f in zip(dst, src, fill or [None] * len(dst)):
             corner = tuple(slice(0, n) for n in s.shape)
             if f is not None:
-                d.fill_(f)
+                d.fill_(f)  # but a number that d's dtype does not hold exactly is an error
             d[corner].copy_(s, non_blocking=True)
 
     Args:
-        dst: static buffers, whole: a sequence, or a mapping whose names then appear in errors. Any strides whose
+        dst: static buffers, whole: any iterable, or a mapping whose names then appear in errors. Any strides whose
             elements do not overlap. All on one device, CPU or CUDA.
         src: one tensor for each destination, in the same order or under the same names, with as many dimensions as its
             destination and at most its size in each. Any non-negative strides. On the destinations' device, or in
             pinned host memory where that is a GPU.
         fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of
-            the destination becomes; with None every byte outside the corner stays as it was.
+            the destination becomes; with None every byte outside the corner stays as it was. The nearest number that a
+            dtype holds is ``float(torch.tensor(0.1, dtype=dtype))``.
 
     The dtypes of a pair are the same, copied bit for bit, or two among bool, uint8, int8, int16, int32, int64, float16,
     bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`.
@@ -59,65 +61,114 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
     Raises:
         RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad
             mode is on, or CUDA refuses the launch. The text names the pair. Nothing is written.
-        TypeError: an argument is not a tensor, or a fill not a number.
+        TypeError: an argument is not a tensor, or a fill not a number that a float holds exactly.
         KeyError: the mappings have different names.
     """
-    names, dst, src, fill = in_order(dst, src, fill)
-    if is_dynamo_compiling() or not _C.replay(dst, src, fill, names):
-        replay_elsewhere(dst, src, fill, names)
+    replay_in_order(*in_order(dst, src, fill))
 
 
-def replay_elsewhere(
-    dst: Sequence[torch.Tensor],
-    src: Sequence[torch.Tensor],
-    fill: Sequence[float | None] | None,
-    names: tuple[str, ...] | None,
+def replay_in_order(
+    names: Names, dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
 ) -> None:
-    """For calls that the binary's fast door does not take."""
-    if not is_dynamo_compiling() and backends.current == "reference" and _C.explain(dst, src, fill, names) is not None:
-        backends.copy_each(dst, src, fill)
-    else:
-        torch.ops.fused_copy.replay(dst, src, fill)
+    """:func:`replay`, of sequences."""
+    if is_dynamo_compiling() or not _C.replay(dst, src, fill, names):
+        replay_dispatched(dst, src, fill)
+
+
+def replay_dispatched(
+    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
+) -> None:
+    """For calls that the binary's fast path does not take: tensor subclasses, modes, transforms, traced code."""
+    torch.ops.fused_copy.replay(dst, src, fill)
 
 
 def in_order(
     dst: Tensors, src: Tensors, fill: Fills | None
-) -> tuple[tuple[str, ...] | None, Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[float | None] | None]:
+) -> tuple[Names, Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[float | None] | None]:
     """The names, if the destinations are a mapping, and all arguments as sequences in its order."""
     names, destinations, fills = bound_in_order(dst, fill)
     if names is None:
-        return None, destinations, src, fills  # type: ignore[return-value]  # the binary refuses a mapping here
+        if not isinstance(src, (list, tuple)) and isinstance(src, Mapping):
+            raise TypeError("fused_copy: sources are a mapping but destinations are not: pass two mappings or two lists")
+        return None, destinations, src if isinstance(src, (list, tuple)) else _sequence(src, "source"), fills
     if not isinstance(src, Mapping):
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
-    if missing := [name for name in names if name not in src]:
-        raise KeyError(f"fused_copy: no source for {missing}: expected one for each of {list(names)}")
-    if len(src) != len(names):
-        _check_names("source", src, dst)
-    return names, destinations, [src[name] for name in names], fills
+    return names, destinations, _by_name(names, src), fills
 
 
 def bound_in_order(
     dst: Tensors, fill: Fills | None
-) -> tuple[tuple[str, ...] | None, Sequence[torch.Tensor], Sequence[float | None] | None]:
+) -> tuple[Names, Sequence[torch.Tensor], Sequence[float | None] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
     if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
-        if fill is not None and isinstance(fill, Mapping):
+        destinations = dst if isinstance(dst, (list, tuple)) else _sequence(dst, "destination")
+        if fill is None:
+            return None, destinations, None
+        if isinstance(fill, Mapping):
             raise TypeError(
                 "fused_copy: fills are a mapping but destinations are not: pass a sequence of numbers and None"
             )
-        return None, dst, fill
+        return None, destinations, _sequence(fill, "fill")
     names = tuple(dst)
     if fill is None:
         return names, list(dst.values()), None
     if not isinstance(fill, Mapping):
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping of their names to numbers for fills")
-    _check_names("fill", fill, dst)
+    if unknown := [name for name in fill if name not in dst]:
+        raise KeyError(f"fused_copy: fill for {unknown}, which no destination is named: expected {list(names)}")
     return names, list(dst.values()), [fill.get(name) for name in names]
 
 
-def _check_names(role: str, given: Mapping[str, object], dst: Tensors) -> None:
-    if unknown := [name for name in given if name not in dst]:
-        raise KeyError(f"fused_copy: {role} for {unknown}, which no destination is named: expected {list(dst)}")
+def sources_in_order(
+    names: Names, sources: tuple[torch.Tensor | Mapping[str, torch.Tensor], ...], keywords: bool = False
+) -> Sequence[torch.Tensor]:
+    """A plan's sources in its order, which a call gave one by one or as one mapping."""
+    if keywords:
+        raise TypeError("fused_copy: takes no keyword arguments: pass the mapping itself, plan.replay(step)")
+    if len(sources) != 1 or isinstance(sources[0], torch.Tensor):
+        return sources  # type: ignore[return-value]
+    (only,) = sources
+    if isinstance(only, Mapping):
+        if names is None:
+            raise TypeError(
+                "fused_copy: sources are a mapping but the plan's destinations have no names: make the plan with a "
+                "mapping, or pass the sources one by one"
+            )
+        return _by_name(names, only)
+    if isinstance(only, Iterable):
+        raise TypeError(
+            f"fused_copy: sources are one {type(only).__name__}: pass them one by one, plan.replay(*sources), or as a "
+            "mapping of the destinations' names"
+        )
+    return sources
+
+
+Item = TypeVar("Item")
+
+
+def _sequence(items: Iterable[Item], role: str) -> Sequence[Item]:
+    """The items, of which an iterator tells only once."""
+    if isinstance(items, (list, tuple)):
+        return items
+    # A tensor would be taken for a list of its rows, a string for one of its letters.
+    if isinstance(items, (torch.Tensor, str)) or not isinstance(items, Iterable):
+        kind = "numbers and None" if role == "fill" else "tensors"
+        raise TypeError(
+            f"fused_copy: {role} is {type(items).__name__}: expected a list, a tuple or a mapping of {kind}"
+        )
+    return tuple(items)
+
+
+def _by_name(names: tuple[str, ...], sources: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    missing = [name for name in names if name not in sources]
+    unknown = [name for name in sources if name not in names] if missing or len(sources) != len(names) else []
+    if not missing and not unknown:
+        return [sources[name] for name in names]
+    wrong = [
+        *([f"no source for {missing}"] if missing else []),
+        *([f"source for {unknown}, which no destination is named"] if unknown else []),
+    ]
+    raise KeyError(f"fused_copy: {', and '.join(wrong)}: expected one for each of {list(names)}")
 
 
 if not _C.registers_op:  # torch 2.9, whose stable ABI has no lists of tensors

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C
-from fused_copy.ops import Fills, Tensors, bound_in_order, replay_elsewhere
+from fused_copy.ops import Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
+
+
+Source = torch.Tensor | Mapping[str, torch.Tensor]
+"""What a plan is called with: a tensor for each destination, or one mapping of all their names to tensors."""
 
 
 class _Replay(property):
@@ -42,24 +47,32 @@ class Plan:
         self.names = names
         self.destinations = tuple(destinations)
         self.fill = None if fills is None else tuple(fills)
-        elsewhere = _elsewhere(self.destinations, self.fill, names)
-        self._bound = None if is_dynamo_compiling() else _C.bind(self.destinations, self.fill, names, elsewhere)
-        self._replay = elsewhere if self._bound is None else self._bound.replay
+        self._bound, self._unbound_because = (
+            (None, "made under torch.compile")
+            if is_dynamo_compiling()
+            else _C.bind(self.destinations, self.fill, names)
+        )
+        # Not a method of the plan, which would then hold itself.
+        self._replay = (
+            functools.partial(_replay_unbound, names, self.destinations, self.fill)
+            if self._bound is None
+            else self._bound.replay
+        )
 
     replay = _Replay(
         operator.attrgetter("_replay"),
-        doc="""``replay(*sources)`` copies every source into the leading corner of its destination, in the destinations'
-        order, in one launch.
+        doc="""``replay(step)`` or ``replay(*sources)`` copies every source into the leading corner of its destination,
+        in one launch: a mapping by the destinations' names, in any order, or the sources in the destinations' order.
 
         Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`. What the attribute
         yields is a C function that may be kept for the plan's life; ``torch.compile`` sees one that calls the op.
         """,
     )
 
-    def _replay_traced(self, *sources: torch.Tensor) -> None:
-        replay_elsewhere(self.destinations, sources, self.fill, self.names)
+    def _replay_traced(self, *sources: Source) -> None:
+        _replay_unbound(self.names, self.destinations, self.fill, *sources)
 
-    def capture(self, graph: torch.cuda.CUDAGraph, *sources: torch.Tensor) -> GraphCopy:
+    def capture(self, graph: torch.cuda.CUDAGraph, *sources: Source) -> GraphCopy:
         """Records the copy as a node of the graph that is being captured on the destinations' device's current stream.
 
         Args:
@@ -76,10 +89,19 @@ class Plan:
             raise TypeError(f"fused_copy: graph is {type(graph).__name__}: expected a torch.cuda.CUDAGraph")
         if self._bound is None:
             raise TypeError(
-                "fused_copy: capture needs plain destinations, not subclasses or fake tensors, and a torch whose "
-                f"tensors this package can read (this is {torch.__version__})"
+                "fused_copy: capture needs plain destinations that one launch can copy to, and a torch whose tensors "
+                f"this package can read: {self._unbound_because}, torch {torch.__version__}"
             )
-        return GraphCopy(self, self._bound.capture(graph, sources))
+        return GraphCopy(self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources))))
+
+    def __reduce__(self) -> tuple[type[Plan], tuple[Tensors, Fills | None]]:
+        """Copies and pickles are made anew from destinations and fill."""
+        if self.names is None:
+            return Plan, (self.destinations, self.fill)
+        fill = None if self.fill is None else {
+            name: number for name, number in zip(self.names, self.fill, strict=True) if number is not None
+        }
+        return Plan, (dict(zip(self.names, self.destinations, strict=True)), fill)
 
     def __repr__(self) -> str:
         device = self.destinations[0].device if self.destinations else "no device"
@@ -94,7 +116,8 @@ class Plan:
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-        return "\n  ".join([f"fused_copy.Plan of {len(rows)} destinations on {device}", *lines])
+        unbound = "" if self._bound is not None else f", not on the fast path: {self._unbound_because}"
+        return "\n  ".join([f"fused_copy.Plan of {len(rows)} destinations on {device}{unbound}", *lines])
 
 
 class GraphCopy:
@@ -129,8 +152,11 @@ class GraphCopy:
         return f"fused_copy.GraphCopy with {self.launches} launches of\n{self.plan!r}"
 
 
-def _elsewhere(
-    destinations: tuple[torch.Tensor, ...], fill: tuple[float | None, ...] | None, names: tuple[str, ...] | None
-) -> Callable[..., None]:
-    # Not a method of the plan: its binary part holds this, and would hold the plan itself forever.
-    return lambda *sources: replay_elsewhere(destinations, sources, fill, names)
+def _replay_unbound(
+    names: Names,
+    destinations: tuple[torch.Tensor, ...],
+    fill: tuple[float | None, ...] | None,
+    *sources: Source,
+    **keywords: object,
+) -> None:
+    replay_in_order(names, destinations, sources_in_order(names, sources, bool(keywords)), fill)
