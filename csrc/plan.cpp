@@ -187,8 +187,10 @@ void BoundPlan::refuse_memory(size_t index, AtenTensorHandle handle) const {
   TensorView now{};
   try {
     if (handle != nullptr) now = read_tensor(handle);
+  } catch (const Withheld& error) {
+    throw withheld_by_torch(items_of(destinations_)[index], static_cast<int64_t>(index), "destination", error.what());
   } catch (const std::runtime_error&) {
-    // Torch gives no memory: none that the plan may write to.
+    // Torch tells of no memory: none that the plan may write to.
   }
   if (now.address == bound.address && now.storage_bytes >= needed) return;
   throw InvalidInput(static_cast<int64_t>(index),

@@ -34,6 +34,17 @@ py::object call(PyObject* function, PyObject* argument) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+InvalidInput withheld_by_torch(PyObject* tensor, int64_t pair, const char* role, std::string reason) {
+  if (reason.empty()) {
+    try {
+      py::handle(tensor).attr("data_ptr")();
+    } catch (py::error_already_set& error) {
+      reason = text_of(error.value());
+    }
+  }
+  return withheld_memory(pair, role, reason);
+}
+
 namespace {
 
 bool call_bool(PyObject* function, PyObject* argument = nullptr) {
@@ -65,17 +76,6 @@ bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
-InvalidInput withheld(PyObject* tensor, int64_t pair, const char* role, std::string reason) {
-  if (reason.empty()) {
-    try {
-      py::handle(tensor).attr("data_ptr")();
-    } catch (py::error_already_set& error) {
-      reason = text_of(error.value());
-    }
-  }
-  return withheld_memory(pair, role, reason);
-}
-
 // Reads a plain tensor. False for what only the dispatcher can read or refuse.
 bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view) {
   const AtenTensorHandle handle = handle_of(object);
@@ -84,7 +84,7 @@ bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& vi
   try {
     view = read_tensor(handle);
   } catch (const Withheld& error) {
-    const InvalidInput refusal = withheld(object, pair, role.name, error.what());
+    const InvalidInput refusal = withheld_by_torch(object, pair, role.name, error.what());
     throw std::runtime_error(describe(refusal, name_of(role.names, pair)));
   } catch (const std::runtime_error&) {
     return false;  // the wrappers of torch.func's transforms have no memory
@@ -250,7 +250,8 @@ void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorVi
     try {
       views[i] = read_tensor(handle);
     } catch (const Withheld& error) {
-      throw std::runtime_error(describe(withheld(tensors[i], static_cast<int64_t>(i), role.name, error.what())));
+      throw std::runtime_error(
+          describe(withheld_by_torch(tensors[i], static_cast<int64_t>(i), role.name, error.what())));
     }
     views[i].lazy = is_lazy(tensors[i], handle);
     views[i].requires_grad = requires_grad;

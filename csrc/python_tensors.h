@@ -146,6 +146,9 @@ std::string dispatched_tensor(TensorSpan tensors, Role role);
 // refused outside of inference mode.
 void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views);
 
+// The refusal of a tensor whose memory torch withholds, with torch's reason; where that is not given, Python is asked.
+InvalidInput withheld_by_torch(PyObject* tensor, int64_t pair, const char* role, std::string reason);
+
 // Reads plain tensors past torch's dispatcher, and keeps what ask_autograd() has told of them. False where they are for
 // it: tensors that have no memory, dtypes that only it can name, the wrappers of transforms. Runs no Python code, so
 // that what was read holds until the launch.

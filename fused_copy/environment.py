@@ -185,6 +185,10 @@ def _lines(environment: Environment) -> Iterator[tuple[str, str]]:
         supports += f", built with CUDA {_dotted(binary.cuda)}"
     yield "binary", f"{Path(_library._C.__file__ or '').name}: {supports}"
     yield "op", f"registered by {registered_by()}"
+    problem = _library._C.fast_path_problem()
+    yield "fast path", "yes" if problem is None else f"no: {problem}; every call goes through torch's dispatcher"
+    for text in _library._C.missing():
+        yield "missing in torch", text
     yield "backend", backends.current
     yield (
         "torch",

@@ -88,9 +88,9 @@ def in_order(
     """The names, if the destinations are a mapping, and all arguments as sequences in its order."""
     names, destinations, fills = bound_in_order(dst, fill)
     if names is None:
-        if not isinstance(src, (list, tuple)) and isinstance(src, Mapping):
+        if type(src) not in (list, tuple) and isinstance(src, Mapping):
             raise TypeError("fused_copy: sources are a mapping but destinations are not: pass two mappings or two lists")
-        return None, destinations, src if isinstance(src, (list, tuple)) else _sequence(src, "source"), fills
+        return None, destinations, src if type(src) in (list, tuple) else _sequence(src, "source"), fills
     if not isinstance(src, Mapping):
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
     return names, destinations, _by_name(names, src), fills
@@ -100,8 +100,8 @@ def bound_in_order(
     dst: Tensors, fill: Fills | None
 ) -> tuple[Names, Sequence[torch.Tensor], Sequence[float | None] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
-    if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
-        destinations = dst if isinstance(dst, (list, tuple)) else _sequence(dst, "destination")
+    if type(dst) in (list, tuple) or not isinstance(dst, Mapping):
+        destinations = dst if type(dst) in (list, tuple) else _sequence(dst, "destination")
         if fill is None:
             return None, destinations, None
         if isinstance(fill, Mapping):
@@ -147,9 +147,9 @@ Item = TypeVar("Item")
 
 
 def _sequence(items: Iterable[Item], role: str) -> Sequence[Item]:
-    """The items, of which an iterator tells only once."""
-    if isinstance(items, (list, tuple)):
-        return items
+    """The items, which an iterator, and a list's subclass, may tell only once."""
+    if type(items) in (list, tuple):
+        return items  # type: ignore[return-value]
     # A tensor would be taken for a list of its rows, a string for one of its letters.
     if isinstance(items, (torch.Tensor, str)) or not isinstance(items, Iterable):
         kind = "numbers and None" if role == "fill" else "tensors"

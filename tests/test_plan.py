@@ -1,10 +1,18 @@
 """Plan.replay on the CPU: the op's semantics and errors with destinations bound once."""
 
+import copy
+import gc
+import multiprocessing
+import pickle
 import threading
+import weakref
+from collections import OrderedDict, UserDict
 
 import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
+from entries import TORCH
+from test_hazards import Recorder
 from torch._subclasses import FakeTensorMode
 
 import fused_copy
@@ -151,3 +159,274 @@ def test_repr_is_a_table(buffers):
     assert "6 destinations on cpu" in text
     assert any("seq_lens" in line and "int32[8]" in line and "fill 1" in line for line in text.splitlines())
     assert repr(fused_copy.Plan([])).endswith("no device")
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+MOVES = {
+    "data": lambda b: setattr(b, "data", torch.full((1024,), 7.0)),
+    "share_memory_": lambda b: b.share_memory_(),
+    "set_": lambda b: b.set_(torch.full((1024,), 7.0)),
+    "resize_": lambda b: b.resize_(1 << 20),
+    "storage freed": lambda b: b.untyped_storage().resize_(0),
+    "storage shortened": lambda b: b.untyped_storage().resize_(1023 * 4),
+    "swapped": lambda b: torch.utils.swap_tensors(b, torch.full((1024,), 7.0)),
+}
+
+
+@pytest.mark.parametrize("way", ["fused", "reference", "fallback", "a mode"])
+@pytest.mark.parametrize("move", MOVES)
+def test_a_destination_that_moved(move, way):
+    """What was its memory may be somebody else's by now."""
+    buffer, other = torch.zeros(1024), torch.zeros(4)
+    plan = fused_copy.Plan({"other": other, "moved": buffer})
+    plan.replay(torch.ones(4), torch.ones(8))
+    MOVES[move](buffer)
+    others = [torch.full((1024,), 3.0) for _ in range(20)]
+    other.zero_()
+    before = buffer.clone() if buffer.untyped_storage().nbytes() else None
+    with pytest.raises(RuntimeError, match=r"pair 1 \('moved'\): destination .* bind a new plan"):
+        if way == "a mode":
+            with Recorder():
+                plan.replay(torch.ones(4), torch.ones(8))
+        else:
+            with fused_copy.backend(way):
+                plan.replay(torch.ones(4), torch.ones(8))
+    assert not other.any()
+    assert all(bool((o == 3).all()) for o in others)
+    if before is not None:
+        assert torch.equal(buffer, before)
+
+
+def test_a_destination_whose_storage_was_shortened_in_place():
+    """By another tensor of the same storage, without a move."""
+    memory = bytearray(64)
+    buffer = torch.frombuffer(memory, dtype=torch.uint8)
+    plan = fused_copy.Plan([buffer])
+    buffer.set_(torch.frombuffer(memory, dtype=torch.uint8, count=32).untyped_storage(), 0, (32,))
+    with pytest.raises(RuntimeError, match=r"pair 0: destination has 32 bytes of storage left where the plan needs 64"):
+        plan.replay(torch.ones(8, dtype=torch.uint8))
+    assert not any(memory)
+
+
+def test_a_plan_holds_the_memory_that_a_tensor_left():
+    buffer = torch.zeros(1 << 20)
+    plan = fused_copy.Plan([buffer])
+    address = buffer.data_ptr()
+    buffer.data = torch.zeros(4)
+    churn = [torch.full((1 << 20,), 7.0) for _ in range(20)]
+    assert address not in [c.data_ptr() for c in churn]
+    del plan
+
+
+def test_what_does_not_move_a_destination():
+    buffer = torch.zeros(8)
+    plan = fused_copy.Plan({"b": buffer})
+    buffer.resize_(4)
+    plan.replay(torch.ones(6))
+    buffer.resize_(8)
+    assert buffer.tolist() == [1] * 6 + [0] * 2
+    buffer.requires_grad_()
+    with torch.no_grad():
+        plan.replay(torch.full((2,), 5.0))
+    assert buffer.tolist() == [5] * 2 + [1] * 4 + [0] * 2
+
+
+def test_an_empty_destination_may_move():
+    empty = torch.zeros(0)
+    plan = fused_copy.Plan([empty])
+    empty.set_(torch.zeros(5))
+    plan.replay(torch.zeros(0))
+
+
+# --- by name ------------------------------------------------------------------------------------------------------
+
+
+class Odd(torch.Tensor):
+    """A subclass, which is for the dispatcher."""
+
+
+@pytest.mark.parametrize("mapping", [dict, OrderedDict, UserDict], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("bound", [True, False], ids=["bound", "unbound"])
+def test_a_mapping_is_matched_by_name(buffers, mapping, bound):
+    if not bound:
+        buffers["out_loc"] = buffers["out_loc"].as_subclass(Odd)
+    plan = fused_copy.Plan(buffers)
+    assert (plan._bound is not None) == bound
+    step = decode_step(4, 20, seed=0)
+    expected = after_step(buffers, step)
+    plan.replay(mapping(reversed(step.items())))
+    assert all(torch.equal(buffers[name], expected[name]) for name in buffers)
+
+
+def test_names_that_do_not_fit(buffers):
+    plan = fused_copy.Plan(buffers)
+    step = decode_step(4, 20, seed=0)
+    renamed = {("page_tabel" if name == "page_table" else name): source for name, source in step.items()}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    with pytest.raises(KeyError, match=r"no source for \['page_table'\], and source for \['page_tabel'\]"):
+        plan.replay(renamed)
+    with pytest.raises(KeyError, match=r"no source for \['positions'\]"):
+        plan.replay({name: source for name, source in step.items() if name != "positions"})
+    with pytest.raises(KeyError, match=r"source for \['more'\]"):
+        plan.replay({**step, "more": step["positions"]})
+    with pytest.raises(TypeError, match=r"pair 3 \('positions'\): source is NoneType"):
+        plan.replay({**step, "positions": None})
+    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+
+
+def test_calls_that_were_meant_otherwise(buffers):
+    plan, unnamed = fused_copy.Plan(buffers), fused_copy.Plan(list(buffers.values()))
+    step = decode_step(4, 20, seed=0)
+    for call, text in [
+        (lambda: plan.replay(**step), "pass the mapping itself"),
+        (lambda: plan.replay(list(step.values())), "pass them one by one"),
+        (lambda: plan.replay(iter(step.values())), "pass them one by one"),
+        (lambda: unnamed.replay(step), "have no names"),
+        (lambda: plan.replay(None), "pair 0"),
+        (lambda: fused_copy.replay(list(buffers.values()), step), "sources are a mapping but destinations are not"),
+    ]:
+        with pytest.raises(TypeError, match=text):
+            call()
+    with pytest.raises(RuntimeError, match=r"replay\(dst, src\)"):
+        fused_copy.replay(step, buffers)
+
+
+def test_one_destination_and_one_mapping():
+    buffer = torch.zeros(3)
+    fused_copy.Plan({"only": buffer}).replay({"only": torch.ones(2)})
+    assert buffer.tolist() == [1, 1, 0]
+
+
+def test_a_mapping_under_compile(buffers):
+    plan = fused_copy.Plan(buffers)
+    step = decode_step(4, 20, seed=0)
+    expected = after_step(buffers, step)
+    torch.compile(lambda step: plan.replay(step), fullgraph=True, backend="eager")(dict(reversed(step.items())))
+    assert all(torch.equal(buffers[name], expected[name]) for name in buffers)
+
+
+# --- copies, pickles, garbage -------------------------------------------------------------------------------------
+
+
+class Step(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("slots", torch.zeros(6))
+        self.register_buffer("lens", torch.zeros(6)[1:])
+        self.plan = fused_copy.Plan({"slots": self.slots, "lens": self.lens}, fill={"lens": 1})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_a_module_with_a_plan_is_copied(copied):
+    """The copy's plan writes into the copy's buffers, and into nothing else."""
+    module = Step()
+    again = copied(module)
+    again.plan.replay({"slots": torch.ones(2), "lens": torch.full((3,), 5.0)})
+    assert again.slots.tolist() == [1, 1, 0, 0, 0, 0]
+    assert again.lens.tolist() == [5, 5, 5, 1, 1]
+    assert not module.slots.any()
+
+
+@pytest.mark.parametrize("fill", [None, [1, None]])
+def test_a_plan_without_names_is_copied(fill):
+    plan = fused_copy.Plan([torch.zeros(2), torch.zeros(2)], fill)
+    again = pickle.loads(pickle.dumps(plan))
+    again.replay(torch.zeros(1), torch.ones(1))
+    assert again.names is None
+    assert again.fill == plan.fill
+    assert [d.tolist() for d in again.destinations] == [[0, 0 if fill is None else 1], [1, 0]]
+
+
+def replay_there(plan, queue):
+    plan.replay({"a": torch.ones(2)})
+    queue.put(plan.destinations[0].tolist())
+
+
+def test_a_plan_is_passed_to_a_spawned_process():
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue()
+    process = spawn.Process(target=replay_there, args=(fused_copy.Plan({"a": torch.zeros(3)}, {"a": 4}), queue))
+    process.start()
+    assert queue.get(timeout=120) == [1, 1, 4]
+    process.join()
+
+
+def test_a_tensor_that_holds_its_plan_is_freed():
+    buffer = torch.zeros(3)
+    buffer.plan = fused_copy.Plan([buffer])
+    buffer.plan.replay(torch.ones(2))
+    alive = weakref.ref(buffer)
+    del buffer
+    gc.collect()
+    assert alive() is None
+
+
+def test_a_kept_replay_keeps_the_plan():
+    buffer = torch.zeros(3)
+    replay = fused_copy.Plan([buffer]).replay
+    gc.collect()
+    replay(torch.ones(2))
+    assert buffer.tolist() == [1, 1, 0]
+
+
+# --- what the fast path takes -------------------------------------------------------------------------------------
+
+
+def test_parameters_that_require_no_grad_are_bound():
+    weight = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+    plan = fused_copy.Plan([weight])
+    assert "not on the fast path" not in repr(plan)
+    plan.replay(torch.nn.Parameter(torch.ones(2)))
+    assert weight.tolist() == [1, 1, 0]
+
+
+def test_a_plan_made_under_a_mode_is_bound():
+    buffer = torch.zeros(3)
+    with Recorder():
+        plan = fused_copy.Plan([buffer])
+    assert "not on the fast path" not in repr(plan)
+    with torch.device("meta"):
+        within = fused_copy.Plan([buffer])
+    assert "not on the fast path" not in repr(within)
+
+
+def test_repr_says_why_a_plan_is_not_on_the_fast_path():
+    plan = fused_copy.Plan({"plain": torch.zeros(1), "odd": torch.zeros(2).as_subclass(Odd)})
+    assert "not on the fast path: destination odd is Odd" in repr(plan)
+    plan.replay({"odd": torch.ones(1), "plain": torch.ones(1)})
+    assert plan.destinations[1].tolist() == [1, 0]
+
+
+def test_the_profiler_shows_calls_by_name():
+    plan, dst, source = fused_copy.Plan({"a": torch.zeros(3)}), torch.zeros(3), torch.ones(2)
+    with torch.profiler.profile() as profiler:
+        plan.replay({"a": source})
+        plan.replay(source)
+        fused_copy.replay([dst], [source])
+    counts = {event.key: event.count for event in profiler.key_averages()}
+    assert counts["fused_copy.Plan.replay"] == 2
+    assert counts["fused_copy.replay"] == 1
+    with torch.profiler.profile() as profiler, pytest.raises(RuntimeError, match="pair 0"):
+        plan.replay(source[:, None])
+    assert "fused_copy.Plan.replay" in [event.key for event in profiler.key_averages()]
+
+
+def test_memory_that_torch_withholds():
+    """As of outputs of a CUDA graph tree's earlier generation: torch says why, and the pair is named."""
+    held, there = torch.zeros(3), torch.zeros(3)
+    plan = fused_copy.Plan({"held": held})
+    torch._C._set_throw_on_mutable_data_ptr(held)
+    for call in (
+        lambda: fused_copy.replay({"a": there, "held": held}, {"a": there[:1].clone(), "held": there}),
+        lambda: fused_copy.replay({"a": there}, {"a": held}),
+        lambda: fused_copy.Plan({"held": held}),
+        lambda: plan.replay(there),
+    ):
+        with pytest.raises(RuntimeError, match=r"pair \d( \('(a|held)'\))?: .*memory that torch refuses") as caught:
+            call()
+        assert "Cannot access data pointer" in str(caught.value)
+    if TORCH >= (2, 13):
+        with pytest.raises(RuntimeError, match="pair 0: source has memory .* Cannot access data pointer"):
+            torch.ops.fused_copy.replay([there], [held])
+    assert not there.any()
