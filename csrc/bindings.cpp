@@ -1,4 +1,5 @@
 // The door from Python that does not pass torch's dispatcher.
+#include "metadata.h"
 #include "plan.h"
 #include "python_tensors.h"
 
@@ -145,6 +146,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.attr("replay") = py::reinterpret_steal<py::object>(PyCFunction_New(&replay_method, nullptr));
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
+  define_check_metadata(module);
   module.def("launch_nothing", &launch_nothing, py::arg("device"));
   module.def("capture_nothing", &capture_nothing, py::arg("device"));
   module.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));
