@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy import backends
@@ -138,6 +139,15 @@ _library.impl("replay", _replay_in_transform, "FuncTorchDynamicLayerFrontMode")
 if not _C.registers_op:  # torch 2.9, whose stable ABI has no lists of tensors
     for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "Conjugate", "Negative"):
         _library.impl("replay", lambda dst, src, fill=None: _C.replay_dispatched(dst, src, fill), _key)
+
+
+@torch.library.register_torch_dispatch("fused_copy::replay", FunctionalTensorMode)
+def _functionalize(
+    mode: FunctionalTensorMode, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> None:
+    # For autograd, which while torch.compile traces has not seen the op write what it saved.
+    torch.autograd.graph.increment_version(args[0])
+    mode.__torch_dispatch__(func, types, args, kwargs)
 
 
 def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ...]:
