@@ -14,16 +14,15 @@
 namespace fused_copy {
 namespace {
 
-// dtype, device type and index; whether it is strided, lazy, and requires grad with grad mode on; sizes and strides.
-using Description =
-    std::tuple<std::string, std::string, int, bool, bool, bool, std::vector<int64_t>, std::vector<int64_t>>;
+// dtype, device type and index; whether it is strided, and requires grad with grad mode on; sizes and strides.
+using Description = std::tuple<std::string, std::string, int, bool, bool, std::vector<int64_t>, std::vector<int64_t>>;
 
 void check_metadata(const std::vector<Description>& destinations, const std::vector<Description>& sources,
                     const std::optional<std::vector<Fill>>& fills) {
   uint64_t end = 0;
   const auto views_of = [&](const std::vector<Description>& descriptions) {
     std::vector<TensorView> views;
-    for (const auto& [dtype, device, index, strided, lazy, requires_grad, sizes, strides] : descriptions) {
+    for (const auto& [dtype, device, index, strided, requires_grad, sizes, strides] : descriptions) {
       TensorView& view = views.emplace_back();
       view.sizes = sizes.data();
       view.strides = strides.data();
@@ -36,7 +35,6 @@ void check_metadata(const std::vector<Description>& destinations, const std::vec
       view.device.index = index;
       view.pinned = view.device.type == DeviceType::Cpu;  // which only the op itself can tell
       view.strided = strided;
-      view.lazy = lazy;
       view.requires_grad = requires_grad;
       // Where memory will lie is not known: as far apart and as aligned as it can.
       view.storage_bytes = INT64_MAX;

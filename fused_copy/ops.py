@@ -158,7 +158,6 @@ def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ..
         tensor.device.type,
         tensor.device.index or 0,
         strided,
-        tensor.is_conj() or tensor.is_neg(),
         written and tensor.requires_grad and torch.is_grad_enabled(),
         tensor.shape if whole and strided else [0] * tensor.dim(),
         tensor.stride() if whole and strided else [1] * tensor.dim(),
