@@ -460,8 +460,10 @@ def test_what_metadata_tells_is_refused_while_compiling_and_by_fakes(entry, mist
 def test_symbolic_sizes_leave_the_other_checks(entry):
     dst = t(4, dtype=INT8)
     torch._dynamo.mark_dynamic(dst, 0)
+    counter = CompileCounterWithBackend("eager")
     with pytest.raises(RuntimeError, match="pair 0: fill 300 cannot be held exactly"):
-        torch.compile(lambda d, s: entry([d], [s], [300]), fullgraph=True, backend="eager")(dst, t(2))
+        torch.compile(lambda d, s: entry([d], [s], [300]), fullgraph=True, backend=counter)(dst, t(2))
+    assert counter.frame_count == 0, "found when it ran"
 
 
 # --- a known bug of torch.compile ---------------------------------------------------------------------------------
