@@ -54,7 +54,7 @@ def extension():
         "name": "fused_copy._C",
         "include_dirs": ["csrc", pybind11.get_include()],
         "extra_compile_args": {"cxx": CXX_FLAGS},
-        "extra_link_args": ["-Wl,--no-undefined-version", "-Wl,--exclude-libs,ALL", "-s"],
+        "extra_link_args": ["-Wl,--no-undefined-version", "-Wl,--exclude-libs,ALL", "-s", "-ldl"],
     }
     if cuda_home is None:
         print("fused_copy: building for CPU tensors alone: no nvcc was found (set CUDA_HOME), or FUSED_COPY_CPU_ONLY=1")
@@ -75,7 +75,7 @@ def extension():
             f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
             f"-DFUSED_COPY_PTX={PTX}",
         ]
-        arguments["extra_link_args"] += ["-lcudart_static", "-lrt", "-lpthread", "-ldl"]
+        arguments["extra_link_args"] += ["-lcudart_static", "-lrt", "-lpthread"]
         built = cpp_extension.CUDAExtension(sources=[*SOURCES, "csrc/kernel.cu"], **arguments)
     # Everything else that torch's helpers link would tie the binary to one torch or one CUDA.
     built.libraries = ["torch_cpu"]

@@ -1,4 +1,5 @@
 // The door from Python that does not pass torch's dispatcher.
+#include "metadata.h"
 #include "plan.h"
 #include "python_tensors.h"
 
@@ -152,6 +153,7 @@ py::list missing() {
   py::list missing;
   if (torch_api.keys_offset == 0)
     missing.append("the place of a tensor's conjugate and negative bits: calls are slower");
+  if (torch_api.includes_key == nullptr) missing.append("which dispatch keys a thread includes: calls are slower");
   if (torch_api.has_cuda && (torch_api.graph == nullptr || torch_api.graph_exec == nullptr)) {
     missing.append("CUDAGraph.raw_cuda_graph and raw_cuda_graph_exec: no Plan.capture");
   }
@@ -179,6 +181,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("missing", &missing);
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
+  define_check_metadata(module);
   module.def("launch_nothing", &launch_nothing, py::arg("device"));
   module.def("capture_nothing", &capture_nothing, py::arg("device"));
   module.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));

@@ -449,6 +449,11 @@ constexpr int launch_words(int first_tiles_words, int tasks, int strided, int ou
 const char* dtype_name(DType dtype) { return info(dtype).name; }
 int dtype_size(DType dtype) { return info(dtype).size; }
 
+DType dtype_of_name(std::string_view name) {
+  const auto found = std::ranges::find(kDTypes, name, &DTypeInfo::name);
+  return found == kDTypes.end() ? DType::Unsupported : static_cast<DType>(found - kDTypes.begin());
+}
+
 int64_t byte_extent(const TensorView& view) {
   // An element has up to 16 bytes, and the product of a dimension's size and stride up to twice what it spans.
   constexpr int64_t most = kTooManyBytes / 32;

@@ -7,6 +7,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -152,6 +153,7 @@ class LaunchPlanner {
 };
 
 const char* dtype_name(DType dtype);
+DType dtype_of_name(std::string_view name);  // torch's
 int dtype_size(DType dtype);
 
 // From a tensor's first byte to its last, as far as its sizes and strides tell; INT64_MAX where that

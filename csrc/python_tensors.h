@@ -32,7 +32,11 @@ struct Torch {
   PyObject* is_neg;
   PyObject* is_inference;
   PyObject* is_inference_mode_enabled;
-  PyObject* dispatch_modes;  // how many modes intercept operators
+  PyObject* dispatch_modes;            // how many modes intercept operators
+  PyObject* is_tracing;                // whether torch.jit.trace records them
+  bool (*includes_key)(uint16_t key);  // tells both without Python; null where this torch does otherwise
+  uint16_t modes_key;
+  uint16_t tracer_key;
   PyObject* increment_version;
   bool has_cuda;
   PyObject* graph;  // unbound methods of torch.cuda.CUDAGraph; null where this torch has none
@@ -160,7 +164,7 @@ void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorVi
 // Reads a tuple of numbers and None. False where there is None instead of one.
 bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into);
 
-// Whether modes want to see operators.
+// Whether modes or a tracer want to see operators.
 bool is_intercepted();
 
 bool is_inference_mode();

@@ -13,9 +13,12 @@ except ImportError as error:
         "import it from outside the clone, whose own fused_copy folder has no binary."
     ) from error
 
-# It makes tensors, and the importing thread may be within a device context, a mode or a transform, which are a thread's.
+# It makes tensors, for which the importing thread may have a device context, a mode or a transform; a new one has none.
 _looking = threading.Thread(target=_C.look_up_torch)
 _looking.start()
 _looking.join()
 
-__all__ = ["_C"]
+missing: list[str] = _C.missing()
+"""What this torch lacks without which calls are slower or something is not refused, in words."""
+
+__all__ = ["_C", "missing"]

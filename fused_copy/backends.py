@@ -97,7 +97,9 @@ def fall_back(
     _fallbacks += 1
     if reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"{reason}. Torch's operators copy instead, pair by pair", RuntimeWarning, stacklevel=_callers_level())
+        warnings.warn(
+            f"{reason}. Torch's operators copy instead, pair by pair", RuntimeWarning, stacklevel=_callers_level()
+        )
     copy_each(dst, src, fill)
 
 
@@ -140,7 +142,9 @@ def _may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
     """As far as their storages tell, which two tensors may have of one memory."""
     if a.device != b.device:
         return False
-    (a_begin, a_bytes), (b_begin, b_bytes) = ((s.data_ptr(), s.nbytes()) for s in map(torch.Tensor.untyped_storage, (a, b)))
+    (a_begin, a_bytes), (b_begin, b_bytes) = (
+        (s.data_ptr(), s.nbytes()) for s in map(torch.Tensor.untyped_storage, (a, b))
+    )
     return a_begin < b_begin + b_bytes and b_begin < a_begin + a_bytes
 
 

@@ -187,7 +187,7 @@ def _lines(environment: Environment) -> Iterator[tuple[str, str]]:
     yield "op", f"registered by {registered_by()}"
     problem = _library._C.fast_path_problem()
     yield "fast path", "yes" if problem is None else f"no: {problem}; every call goes through torch's dispatcher"
-    for text in _library._C.missing():
+    for text in _library.missing:
         yield "missing in torch", text
     yield "backend", backends.current
     yield (

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
-from fused_copy._library import _C
+from fused_copy._library import _C, missing
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
 Fills = Iterable[float | None] | Mapping[str, float]
 Names = tuple[str, ...] | None
-
-CASTABLE = frozenset(
-    {
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    }
-)
 
 
 def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
@@ -71,7 +57,10 @@ def replay_in_order(
     names: Names, dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
 ) -> None:
     """:func:`replay`, of sequences."""
-    if is_dynamo_compiling() or not _C.replay(dst, src, fill, names):
+    if is_dynamo_compiling():
+        _check_integers(fill)
+        replay_dispatched(dst, src, fill)
+    elif not _C.replay(dst, src, fill, names):
         replay_dispatched(dst, src, fill)
 
 
@@ -89,7 +78,9 @@ def in_order(
     names, destinations, fills = bound_in_order(dst, fill)
     if names is None:
         if type(src) not in (list, tuple) and isinstance(src, Mapping):
-            raise TypeError("fused_copy: sources are a mapping but destinations are not: pass two mappings or two lists")
+            raise TypeError(
+                "fused_copy: sources are a mapping but destinations are not: pass two mappings or two lists"
+            )
         return None, destinations, src if type(src) in (list, tuple) else _sequence(src, "source"), fills
     if not isinstance(src, Mapping):
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
@@ -143,6 +134,15 @@ def sources_in_order(
     return sources
 
 
+def _check_integers(fill: Sequence[float | None] | None) -> None:
+    """For traced code, whose numbers the op's schema makes floats."""
+    for pair, number in enumerate(fill or ()):
+        if isinstance(number, int) and not -(2**53) <= number <= 2**53 and float(number) != number:
+            raise TypeError(
+                f"fused_copy: pair {pair}: fill is {number}: expected None or a number that a float holds exactly"
+            )
+
+
 Item = TypeVar("Item")
 
 
@@ -171,24 +171,85 @@ def _by_name(names: tuple[str, ...], sources: Mapping[str, torch.Tensor]) -> lis
     raise KeyError(f"fused_copy: {', and '.join(wrong)}: expected one for each of {list(names)}")
 
 
+def _refuse_to_be_traced(*_: object) -> None:
+    raise RuntimeError(
+        "fused_copy: torch.jit.trace would lose the copy, as TorchScript does not see that items of a list are "
+        "written: export with torch.export, or copy outside of what is traced"
+    )
+
+
+def _replay_in_transform(
+    dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None
+) -> None:
+    functorch = torch._C._functorch
+    for role, tensors in (("destination", dst), ("source", src)):
+        for pair, tensor in enumerate(tensors):
+            if (level := functorch.maybe_get_level(tensor)) > 0:
+                transform = functorch.get_interpreter_stack()[level - 1].key().name
+                raise RuntimeError(
+                    f"fused_copy: pair {pair}: {role} belongs to the {transform} transform of torch.func, which cannot "
+                    "see through the copy: copy outside of the transform"
+                )
+    # What is left are plain tensors, which are copied as outside of all transforms.
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode)
+    with torch._C._ExcludeDispatchKeyGuard(keys.add(torch._C.DispatchKey.FuncTorchDynamicLayerBackMode)):
+        torch.ops.fused_copy.replay(dst, src, fill)
+
+
+def _functionalize(
+    mode: Any, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> None:
+    # For autograd, which while torch.compile traces has not seen the op write what it saved.
+    torch.autograd.graph.increment_version(args[0])
+    mode.__torch_dispatch__(func, types, args, kwargs)
+
+
+def _register_functionalize() -> None:
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    torch.library.register_torch_dispatch("fused_copy::replay", FunctionalTensorMode, _functionalize)
+
+
+_library = torch.library.Library("fused_copy", "IMPL")  # what it registers lives as long as it
+
+
+def _register(what_is_missed: str, register: Callable[[], object]) -> None:
+    """By names that are torch's own, and may go."""
+    try:
+        register()
+    except (ImportError, AttributeError, RuntimeError, TypeError) as error:
+        missing.append(f"{what_is_missed} ({error})")
+
+
+_register("no refusal of torch.jit.trace", lambda: _library.impl("replay", _refuse_to_be_traced, "Tracer"))
+_register(
+    "no refusal of torch.func's transforms",
+    lambda: _library.impl("replay", _replay_in_transform, "FuncTorchDynamicLayerFrontMode"),
+)
+_register("no refusal of what torch.compile saved for backward and overwrites", _register_functionalize)
 if not _C.registers_op:  # torch 2.9, whose stable ABI has no lists of tensors
-    _library = torch.library.Library("fused_copy", "IMPL")  # what it registers lives as long as it
     for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "Conjugate", "Negative"):
         _library.impl("replay", lambda dst, src, fill=None: _C.replay_dispatched(dst, src, fill), _key)
 
 
+def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ...]:
+    """What ``_C.check_metadata`` reads of a tensor. Unless it is whole, it passes for an empty one."""
+    strided = tensor.layout is torch.strided
+    return (
+        str(tensor.dtype).removeprefix("torch."),
+        tensor.device.type,
+        tensor.device.index or 0,
+        strided,
+        written and tensor.requires_grad and torch.is_grad_enabled(),
+        tensor.shape if whole and strided else [0] * tensor.dim(),
+        tensor.stride() if whole and strided else [1] * tensor.dim(),
+    )
+
+
 @torch.library.register_fake("fused_copy::replay")
 def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None) -> None:
-    # The planner's checks of what a fake tensor knows; sizes may be symbolic, so torch._check states them.
-    torch._check(
-        len(dst) == len(src),
-        lambda: f"fused_copy: got {len(dst)} destinations and {len(src)} sources: pass one source for each destination",
-    )
-    torch._check(
-        fill is None or len(fill) == len(dst),
-        lambda: f"fused_copy: got {len(fill or ())} fills for {len(dst)} destinations: pass one for each",
-    )
-    for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
+    # The planner's checks of what a fake tensor knows. Where sizes are symbolic, those of shapes are stated here.
+    for pair, (to, source) in enumerate(zip(dst, src, strict=False)):
         torch._check(
             # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
             to.device == dst[0].device
@@ -199,19 +260,22 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
             ),
         )
         torch._check(
-            source.dtype == to.dtype or (source.dtype in CASTABLE and to.dtype in CASTABLE),
-            lambda pair=pair, to=to, source=source: (
-                f"fused_copy: pair {pair}: source is {source.dtype} but the destination is {to.dtype}: pass the same "
-                "dtype"
-            ),
-        )
-        torch._check(
             source.dim() == to.dim(),
             lambda pair=pair, to=to, source=source: (
                 f"fused_copy: pair {pair}: source has shape {tuple(source.shape)} but the destination has shape "
                 f"{tuple(to.shape)}: expected the same number of dimensions (no broadcasting)"
             ),
         )
+    whole_dst = [not to._has_symbolic_sizes_strides for to in dst]
+    whole_src = [not source._has_symbolic_sizes_strides for source in src]
+    # A source of a size that is known does not fit a destination that passes for an empty one.
+    whole_src[: len(dst)] = map(operator.and_, whole_src, whole_dst)
+    _C.check_metadata(
+        [_describe(to, True, whole) for to, whole in zip(dst, whole_dst, strict=True)],
+        [_describe(source, False, whole) for source, whole in zip(src, whole_src, strict=True)],
+        fill and [f if isinstance(f, (int, float)) else None for f in fill],
+    )
+    for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
         for size, limit in zip(source.shape, to.shape, strict=True):
             torch._check(
                 size <= limit,

@@ -12,7 +12,6 @@ from torch.compiler import is_dynamo_compiling
 from fused_copy._library import _C
 from fused_copy.ops import Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
 
-
 Source = torch.Tensor | Mapping[str, torch.Tensor]
 """What a plan is called with: a tensor for each destination, or one mapping of all their names to tensors."""
 
@@ -98,9 +97,11 @@ class Plan:
         """Copies and pickles are made anew from destinations and fill."""
         if self.names is None:
             return Plan, (self.destinations, self.fill)
-        fill = None if self.fill is None else {
-            name: number for name, number in zip(self.names, self.fill, strict=True) if number is not None
-        }
+        fill = (
+            None
+            if self.fill is None
+            else {name: number for name, number in zip(self.names, self.fill, strict=True) if number is not None}
+        )
         return Plan, (dict(zip(self.names, self.destinations, strict=True)), fill)
 
     def __repr__(self) -> str:

@@ -339,6 +339,133 @@ def test_mistakes_are_found_while_compiling(entry, mistake):
     assert all(torch.equal(d, b) for d, b in zip(dst, before, strict=True))
 
 
+# --- what eager mode refuses --------------------------------------------------------------------------------------
+
+
+def in_plan(dst: list, src: list) -> None:
+    fused_copy.Plan(dst).replay(*src)
+
+
+COPIES = {"op": replay_op, "function": fused_copy.replay, "plan": in_plan}
+REQUIRES_GRAD: dict[str, Callable[[], torch.Tensor]] = {
+    "leaf": lambda: torch.zeros(3, requires_grad=True),
+    "nonleaf": lambda: torch.zeros(3, requires_grad=True) * 2,
+    "parameter": lambda: torch.nn.Parameter(torch.zeros(3)),
+}
+
+
+@pytest.fixture
+def _no_caches():
+    """What inductor's caches hold was compiled by another version of the package, maybe."""
+    with torch.compiler.config.patch(force_disable_caches=True):
+        yield
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", REQUIRES_GRAD)
+def test_compiled_destination_that_requires_grad_is_refused(copy, backend, kind):
+    destination = REQUIRES_GRAD[kind]()
+    compiled = torch.compile(lambda d, s: COPIES[copy]([d], [s]), fullgraph=True, backend=backend)
+    with pytest.raises(RuntimeError, match="pair 0: destination requires grad while grad mode is on"):
+        compiled(destination, torch.ones(2))
+    assert destination.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_compiled_intermediate_that_requires_grad_is_refused(copy, backend):
+    def step(a, s):
+        y = a * 2
+        COPIES[copy]([y], [s])
+        return (y * y).sum()
+
+    with pytest.raises(RuntimeError, match="pair 0: destination requires grad while grad mode is on"):
+        torch.compile(step, fullgraph=True, backend=backend)(torch.zeros(3, requires_grad=True), torch.ones(2))
+
+
+@pytest.mark.parametrize("copy", COPIES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("where", ["inside", "outside", "inference_mode"])
+def test_compiled_destination_that_requires_grad_is_written_without_grad_mode(copy, backend, where):
+    def step(d, s):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and where != "inside"):
+            COPIES[copy]([d], [s])
+        return d * 2
+
+    destination = REQUIRES_GRAD["parameter"]()
+    off = {"inside": torch.enable_grad, "outside": torch.no_grad, "inference_mode": torch.inference_mode}[where]
+    with off():
+        result = torch.compile(step, fullgraph=True, backend=backend)(destination, torch.ones(2))
+    assert destination.tolist() == [1, 1, 0]
+    assert result.tolist() == [2, 2, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_compiled_buffers_beside_what_requires_grad(entry, backend):
+    def step(weight, buffer, s):
+        entry([buffer], [s])
+        return (buffer * weight).sum()
+
+    weight, buffer = torch.ones(3, requires_grad=True), torch.zeros(3)
+    torch.compile(step, fullgraph=True, backend=backend)(weight, buffer, torch.ones(2)).backward()
+    assert weight.grad.tolist() == [1, 1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:dynamo_pgo", "ignore:Error detected in MulBackward0")
+@pytest.mark.usefixtures("_no_caches")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_overwriting_what_backward_needs_is_refused(entry, backend):
+    """As copy_ is: while compiling, but with the backend `eager`, where backward notices."""
+
+    def step(weight, buffer, s):
+        result = (weight * buffer).sum()
+        entry([buffer], [s])
+        return result
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.compile(step, fullgraph=True, backend=backend)(
+            torch.ones(3, requires_grad=True), torch.ones(3), torch.zeros(2)
+        ).backward()
+
+
+INT8 = torch.int8
+REFUSED: dict[str, tuple[Callable[[], tuple], str]] = {
+    "fill": (lambda: ([t(4), t(4, dtype=INT8)], [t(2), t(2)], [1, 300]), "pair 1: fill 300 cannot be held exactly"),
+    "fraction": (lambda: ([t(4)], [t(2)], [1.5]), "pair 0: fill 1.5 cannot be held exactly"),
+    "expanded": (lambda: ([t(4), t(1).expand(4)], [t(2), t(2)]), "pair 1: destination .* elements that share memory"),
+    "overlapping": (lambda: ([t(9).as_strided((3, 3), (2, 2))], [t(3, 3)]), "pair 0: .* elements that share memory"),
+    "opaque_dtype": (
+        lambda: ([t(4, dtype=torch.uint8).view(torch.bits1x8)], [t(4, dtype=torch.uint8).view(torch.bits1x8)]),
+        "pair 0: destination has a dtype that cannot be copied",
+    ),
+    "dimensions": (
+        lambda: ([t(3, 3, 3, 3, 3)], [t(3, 3, 3, 3, 3).permute(4, 3, 2, 1, 0)]),
+        "pair 0: source and destination need 5 dimensions",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_what_metadata_tells_is_refused_while_compiling_and_by_fakes(entry, mistake):
+    arguments, text = REFUSED[mistake]
+    with pytest.raises(RuntimeError, match=text):
+        torch.compile(lambda *a: entry(*a), fullgraph=True, backend="eager")(*arguments())
+    mode = FakeTensorMode()
+    dst, src, *fill = arguments()
+    with pytest.raises(RuntimeError, match=text if entry.tells_why else None):
+        entry([mode.from_tensor(d) for d in dst], [mode.from_tensor(s) for s in src], *fill)
+
+
+def test_symbolic_sizes_leave_the_other_checks(entry):
+    dst = t(4, dtype=INT8)
+    torch._dynamo.mark_dynamic(dst, 0)
+    counter = CompileCounterWithBackend("eager")
+    with pytest.raises(RuntimeError, match="pair 0: fill 300 cannot be held exactly"):
+        torch.compile(lambda d, s: entry([d], [s], [300]), fullgraph=True, backend=counter)(dst, t(2))
+    assert counter.frame_count == 0, "found when it ran"
+
+
 # --- a known bug of torch.compile ---------------------------------------------------------------------------------
 # Up to torch 2.14 inductor turns `y = x.clone(); op([x], [y])` into `op([x], [x])` (pytorch issue 198031): the clone is
 # dropped as useless while the graph is functional, and then `x` is found free to be written in place.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fused_copy
-from fused_copy._library import _C
+from fused_copy._library import _C, missing
 
 CONTEXTS = {
     "none": "contextlib.nullcontext()",
@@ -61,9 +61,9 @@ SCRIPT = """
     def check():
         assert "fused_copy" in sys.modules
         import fused_copy
-        from fused_copy._library import _C
+        from fused_copy._library import _C, missing
         assert _C.fast_path_problem() is None, _C.fast_path_problem()
-        assert not _C.missing(), _C.missing()
+        assert not missing, missing
         dst = torch.zeros(3)
         plan = fused_copy.Plan([dst])
         with torch.profiler.profile() as profiler:
@@ -105,7 +105,7 @@ def test_first_import_within_a_context(said, context):
 
 def test_the_fast_path_is_whole_here():
     assert _C.fast_path_problem() is None
-    assert not _C.missing()
+    assert not missing
 
 
 # --- private names of torch that may go ---------------------------------------------------------------------------
@@ -115,7 +115,7 @@ WITHOUT = """
     import torch
     {without}
     import fused_copy
-    from fused_copy._library import _C
+    from fused_copy._library import _C, missing
     dst = torch.zeros(3)
     plan = fused_copy.Plan([dst], [7])
     plan.replay(torch.ones(2))
@@ -136,7 +136,7 @@ WITHOUT = """
     else:
         raise AssertionError("not refused")
     print(repr(plan))
-    print(_C.missing())
+    print(missing)
     from fused_copy import environment
     environment.run()
 """
