@@ -77,11 +77,13 @@ def in_order(
     """The names, if the destinations are a mapping, and all arguments as sequences in its order."""
     names, destinations, fills = bound_in_order(dst, fill)
     if names is None:
-        if type(src) not in (list, tuple) and isinstance(src, Mapping):
+        if isinstance(src, (list, tuple)):
+            return None, destinations, src, fills
+        if isinstance(src, Mapping):
             raise TypeError(
                 "fused_copy: sources are a mapping but destinations are not: pass two mappings or two lists"
             )
-        return None, destinations, src if type(src) in (list, tuple) else _sequence(src, "source"), fills
+        return None, destinations, _sequence(src, "source"), fills
     if not isinstance(src, Mapping):
         raise TypeError("fused_copy: destinations are a mapping: pass a mapping with their names for sources")
     return names, destinations, _by_name(names, src), fills
@@ -91,8 +93,8 @@ def bound_in_order(
     dst: Tensors, fill: Fills | None
 ) -> tuple[Names, Sequence[torch.Tensor], Sequence[float | None] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
-    if type(dst) in (list, tuple) or not isinstance(dst, Mapping):
-        destinations = dst if type(dst) in (list, tuple) else _sequence(dst, "destination")
+    if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
+        destinations = dst if isinstance(dst, (list, tuple)) else _sequence(dst, "destination")
         if fill is None:
             return None, destinations, None
         if isinstance(fill, Mapping):
@@ -116,9 +118,7 @@ def sources_in_order(
     """A plan's sources in its order, which a call gave one by one or as one mapping."""
     if keywords:
         raise TypeError("fused_copy: takes no keyword arguments: pass the mapping itself, plan.replay(step)")
-    if len(sources) != 1 or isinstance(sources[0], torch.Tensor):
-        return sources  # type: ignore[return-value]
-    (only,) = sources
+    only = sources[0] if len(sources) == 1 else None
     if isinstance(only, Mapping):
         if names is None:
             raise TypeError(
@@ -126,12 +126,12 @@ def sources_in_order(
                 "mapping, or pass the sources one by one"
             )
         return _by_name(names, only)
-    if isinstance(only, Iterable):
+    if isinstance(only, Iterable) and not isinstance(only, torch.Tensor):
         raise TypeError(
             f"fused_copy: sources are one {type(only).__name__}: pass them one by one, plan.replay(*sources), or as a "
             "mapping of the destinations' names"
         )
-    return sources
+    return sources  # type: ignore[return-value]  # the binary refuses what is no tensor
 
 
 def _check_integers(fill: Sequence[float | None] | None) -> None:
@@ -147,9 +147,9 @@ Item = TypeVar("Item")
 
 
 def _sequence(items: Iterable[Item], role: str) -> Sequence[Item]:
-    """The items, which an iterator, and a list's subclass, may tell only once."""
-    if type(items) in (list, tuple):
-        return items  # type: ignore[return-value]
+    """The items, which an iterator tells only once."""
+    if isinstance(items, (list, tuple)):
+        return items
     # A tensor would be taken for a list of its rows, a string for one of its letters.
     if isinstance(items, (torch.Tensor, str)) or not isinstance(items, Iterable):
         kind = "numbers and None" if role == "fill" else "tensors"
