@@ -91,6 +91,38 @@ Shared share_elements(const TensorView& a, const TensorView& b) {
   return list.can_reach(distance - (a_item - 1), distance + (b_item - 1));
 }
 
+// Whether two elements of one tensor share memory, where its dimensions do not nest in their order.
+[[gnu::noinline, gnu::cold]] Shared search_own_elements(const TensorView& view) {
+  std::array<Term, kMaxRank> dims;
+  size_t count = 0;
+  for (int64_t d = 0; d < view.rank; ++d) {
+    if (view.sizes[d] == 1) continue;
+    if (view.strides[d] == 0) return Shared::Yes;
+    dims[count++] = {view.strides[d], view.sizes[d] - 1};
+  }
+  std::sort(dims.begin(), dims.begin() + count, [](const Term& a, const Term& b) { return a.step < b.step; });
+  bool nested = true;
+  int64_t extent = 1;
+  for (size_t i = 0; i < count; ++i) {
+    nested &= dims[i].step >= extent;
+    extent += dims[i].step * dims[i].most;
+  }
+  if (nested) return Shared::No;
+  // Two elements meet where their indices differ by some d, not all zero, with sum(d * stride) = 0. Let `leading` be a
+  // dimension in which d >= 1, and every other one range over [-most, most].
+  for (size_t leading = 0; leading < count; ++leading) {
+    TermList list;
+    __int128 target = -static_cast<__int128>(dims[leading].step);
+    list.add(dims[leading].step, dims[leading].most - 1);
+    for (size_t i = leading + 1; i < count; ++i) {
+      list.add(dims[i].step, 2 * dims[i].most);
+      target += static_cast<__int128>(dims[i].step) * dims[i].most;
+    }
+    if (const Shared shared = list.can_reach(target, target); shared != Shared::No) return shared;
+  }
+  return Shared::No;
+}
+
 // Where a tensor's bytes lie: their addresses modulo a number, or as they are for 0. Two parts where they go on from 0.
 struct Part {
   uint64_t begin = 0;
@@ -129,50 +161,33 @@ constexpr size_t kFewTensors = 8;
 }  // namespace
 
 Shared shares_own_elements(const TensorView& view) {
-  std::array<Term, kMaxRank> dims;
-  size_t count = 0;
-  for (int64_t d = 0; d < view.rank; ++d) {
-    if (view.sizes[d] == 1) continue;
-    if (view.strides[d] == 0) return Shared::Yes;
-    dims[count++] = {view.strides[d], view.sizes[d] - 1};
+  // Mostly each stride steps over all that the dimensions after it reach.
+  int64_t extent = 1;
+  int64_t d = view.rank;
+  for (; d > 0 && (view.sizes[d - 1] == 1 || view.strides[d - 1] >= extent); --d) {
+    extent += view.sizes[d - 1] == 1 ? 0 : view.strides[d - 1] * (view.sizes[d - 1] - 1);
   }
-  std::sort(dims.begin(), dims.begin() + count, [](const Term& a, const Term& b) { return a.step < b.step; });
-  bool nested = true;
-  __int128 extent = 1;
-  for (size_t i = 0; i < count; ++i) {
-    nested &= dims[i].step >= extent;
-    extent += static_cast<__int128>(dims[i].step) * dims[i].most;
-  }
-  if (nested) return Shared::No;
-  // Two elements meet where their indices differ by some d, not all zero, with sum(d * stride) = 0. Let `leading` be a
-  // dimension in which d >= 1, and every other one range over [-most, most].
-  for (size_t leading = 0; leading < count; ++leading) {
-    TermList list;
-    __int128 target = -static_cast<__int128>(dims[leading].step);
-    list.add(dims[leading].step, dims[leading].most - 1);
-    for (size_t i = leading + 1; i < count; ++i) {
-      list.add(dims[i].step, 2 * dims[i].most);
-      target += static_cast<__int128>(dims[i].step) * dims[i].most;
-    }
-    if (const Shared shared = list.can_reach(target, target); shared != Shared::No) return shared;
-  }
-  return Shared::No;
+  return d == 0 ? Shared::No : search_own_elements(view);
 }
 
 OverlapIndex::Found OverlapIndex::order(std::span<const TensorView> views) {
-  sort();
-  return check(views, 0);
+  return sort() ? Found{} : check(views, 0);
 }
 
-void OverlapIndex::sort() {
+bool OverlapIndex::sort() {
   std::ranges::sort(ranges_, {}, &Range::begin);
   furthest_.resize(ranges_.size());
+  finer_.clear();
   uint64_t furthest = 0;
-  for (size_t i = 0; i < ranges_.size(); ++i) furthest_[i] = furthest = std::max(furthest, ranges_[i].end);
+  bool apart = true;
+  for (size_t i = 0; i < ranges_.size(); ++i) {
+    apart &= furthest <= ranges_[i].begin;
+    furthest_[i] = furthest = std::max(furthest, ranges_[i].end);
+  }
+  return apart;
 }
 
 OverlapIndex::Found OverlapIndex::check(std::span<const TensorView> views, size_t level) {
-  finer_.clear();
   for (size_t first = 0, last; first < ranges_.size(); first = last) {
     last = run_end(first);
     if (last - first == 1) continue;
@@ -199,9 +214,8 @@ OverlapIndex::Found OverlapIndex::check_run(size_t first, size_t last, std::span
     OverlapIndex finer;
     finer.first_ = first;
     finer.last_ = last;
-    for (const int64_t number : numbers) {
-      if (level % 2 == 0) break;
-      finer.modulus_ = std::gcd(finer.modulus_, divisor_of_largest(views[number], level / 2 + 1));
+    for (size_t i = 0; level % 2 == 1 && i < numbers.size(); ++i) {
+      finer.modulus_ = std::gcd(finer.modulus_, divisor_of_largest(views[numbers[i]], level / 2 + 1));
     }
     for (const int64_t number : numbers) {
       for (const auto [begin, end] : parts_of(views[number], finer.modulus_)) {

@@ -63,7 +63,8 @@ class OverlapIndex {
     while (++first < ranges_.size() && ranges_[first].begin < furthest_[first - 1]) continue;
     return first;
   }
-  void sort();
+  // Whether no two ranges overlap.
+  bool sort();
   Found check(std::span<const TensorView> views, size_t level);
   Found check_run(size_t first, size_t last, std::span<const TensorView> views, size_t level);
 

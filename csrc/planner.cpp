@@ -91,6 +91,16 @@ bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
+bool has_none(const TensorView& view, int64_t d) { return view.sizes[d] <= 0 || view.strides[d] < 0; }
+
+// byte_extent() of a tensor that dimension `d` makes too large. Apart from it, so that it is inlined.
+[[gnu::noinline, gnu::cold]] int64_t huge_extent(const TensorView& view, int64_t d) {
+  while (++d < view.rank) {
+    if (has_none(view, d)) return 0;
+  }
+  return kTooManyBytes;
+}
+
 // Names what check_tensor() found wrong. Apart from it, so that a call that is right does not fetch the code.
 [[noreturn, gnu::noinline, gnu::cold]] void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
   const auto fail = [&](const std::string& text) { throw InvalidInput(pair, std::string(role) + " " + text); };
@@ -341,13 +351,14 @@ int64_t byte_extent(const TensorView& view) {
   constexpr int64_t most = kTooManyBytes / 32;
   int64_t elements = 1;
   for (int64_t d = 0; d < view.rank; ++d) {
-    if (view.sizes[d] <= 0 || view.strides[d] < 0) return 0;
-    // Beyond `most`, which it stays then, a size of zero may still follow.
+    if (has_none(view, d)) return 0;
     int64_t step;
-    if (__builtin_mul_overflow(view.sizes[d] - 1, view.strides[d], &step) || step > most - elements) step = most;
-    elements = std::min(elements, most) + step;
+    if (__builtin_mul_overflow(view.sizes[d] - 1, view.strides[d], &step) || step > most - elements) {
+      return huge_extent(view, d);
+    }
+    elements += step;
   }
-  return elements > most ? kTooManyBytes : elements * info(view.dtype).size;
+  return elements * info(view.dtype).size;
 }
 
 std::string device_name(const Device& device) {

@@ -313,7 +313,7 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
 # --- the fuzzer ---------------------------------------------------------------------------------------------------
 
 
-# Guards of csrc/planner.cpp, between @ where only what is beside one tells it from others, and what takes their place
+# Guards of the planner, between @ where only what is beside one tells it from others, and what takes their place
 # where they are missing.
 GUARDS = {
     "layout": ("@view.strided@ &", "true"),
@@ -338,14 +338,19 @@ GUARDS = {
     "number of fills": ("fills != nullptr && fills->size() != views.size()", "false"),
     "destinations' device": ("view.device != device_", "false"),
     "fill": ("!encode_exactly(*fills_[i], view.dtype)", "false"),
-    "destination within itself": ("if (@shares_own_elements(view)@)", "false"),
-    "destination within itself, interleaved": ("if (@nested@) return false", "true"),
-    "destination in another": ("share_elements(views_[earlier.pair], views_[later.pair])", "false"),
-    "source in a destination": ("share_elements(source, destination)", "false"),
-    "source behind all that begins before it": ("furthest_[g - 1] <= begin", "true"),
-    "source before what begins behind it": ("end <= intervals_[g].begin", "true"),
-    "destination that spans others": ("std::max(furthest, later.end)", "later.end"),
-    "same memory: pair": ("@interval.pair == pair@ && source.address", "true"),
+    "destination within itself": ("shares_own_elements(view)", "Shared::No"),
+    "destination within itself, nested": ("view.strides[d - 1] >= extent", "true"),
+    "destination within itself, interleaved": ("if (@nested@) return Shared::No", "true"),
+    "destination in another": ("share_elements(views[run[j].view], views[run[i].view])", "Shared::No"),
+    "source in a destination": ("share_elements(view, views[range.view])", "Shared::No"),
+    "terms that join": ("joins = @period <= head.most@ &&", "false"),
+    "terms that leave gaps": ("head.step / divisor <= next.most + 1", "true"),
+    "divisor of steps": ("@high - high % divisor < low - reach[i]@) return", "false"),
+    "ranges modulo a number: other steps": ("modulus == 0 || @step % modulus != 0@", "false"),
+    "ranges modulo a number: all of it": ("extent >= modulus", "false"),
+    "ranges modulo a number: those that go on from 0": ("@end <= modulus@) return {{{begin, end", "true"),
+    "source among ranges modulo a number": ("at < finer[-1].last_", "false"),
+    "destination that spans others": ("std::max(furthest, ranges_[i].end)", "ranges_[i].end"),
     "same memory: address": ("source.address == destination.address", "true"),
     "same memory: dtype": ("source.dtype == destination.dtype", "true"),
     "same memory: strides": ("source.sizes[d] == 1 || source.strides[d] == destination.strides[d]", "true"),
