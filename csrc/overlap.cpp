@@ -136,7 +136,6 @@ std::array<Part, 2> parts_of(const TensorView& view, uint64_t modulus) {
     if (modulus == 0 || step % modulus != 0) extent += step * (view.sizes[d] - 1);
   }
   if (modulus == 0) return {{{view.address, view.address + extent}}};
-  if (extent >= modulus) return {{{0, modulus}}};
   const uint64_t begin = view.address % modulus;
   const uint64_t end = begin + extent;
   if (end <= modulus) return {{{begin, end}}};
