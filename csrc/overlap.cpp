@@ -19,8 +19,7 @@ struct Term {
 constexpr int kOverlapBudget = 1 << 16;
 
 // Whether `head` and the rest of the terms can add up to a value within [low, high]. Steps fall, `reach[i]` is the most
-// that rest[i] and those after it can add. Strides that nest, as those of real tensors do, leave one or two choices a
-// term.
+// that rest[i] and those after it can add. Strides that nest, as those of real tensors do, leave few choices a term.
 Shared can_reach(Term head, std::span<const Term> rest, const __int128* reach, __int128 low, __int128 high,
                  int& budget) {
   if ((budget -= static_cast<int>(rest.size()) + 1) < 0) return Shared::Undecided;
@@ -123,7 +122,8 @@ Shared share_elements(const TensorView& a, const TensorView& b) {
   return Shared::No;
 }
 
-// Where a tensor's bytes lie: their addresses modulo a number, or as they are for 0. Two parts where they go on from 0.
+// Where the bytes of a tensor lie, by their addresses modulo a number, or whole for 0. Steps that are a multiple of the
+// number lead nowhere else. The second part is where it goes on from 0.
 struct Part {
   uint64_t begin = 0;
   uint64_t end = 0;
@@ -154,7 +154,7 @@ int64_t divisor_of_largest(const TensorView& view, size_t count) {
   return std::accumulate(steps.begin(), steps.begin() + count, int64_t{0}, std::gcd<int64_t, int64_t>);
 }
 
-// As many tensors are compared with each other rather than told apart first.
+// So few are compared with each other rather than told apart first.
 constexpr size_t kFewTensors = 8;
 
 }  // namespace

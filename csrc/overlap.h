@@ -70,10 +70,10 @@ class OverlapIndex {
 
   std::vector<Range> ranges_;       // by where they begin
   std::vector<uint64_t> furthest_;  // the furthest end among ranges_[0..i]
-  // What is known of ranges that hang together. An index there tells the same tensors apart by their addresses modulo a
-  // number, or within those that this left together by their addresses again; 0 stands for these.
+  // Of ranges that hang together, more than a few, the same tensors told apart otherwise: by their addresses modulo a
+  // number, and those that hang together there by their addresses again, for which the number is 0.
   std::vector<OverlapIndex> finer_;
-  size_t first_ = 0, last_ = 0;  // which ranges of the index that this one belongs to
+  size_t first_ = 0, last_ = 0;  // of the ranges in the index that this one is part of
   uint64_t modulus_ = 0;
 };
 
