@@ -12,7 +12,6 @@ namespace fused_copy {
 namespace {
 
 constexpr int64_t kTooManyBytes = INT64_MAX;
-constexpr int kMaxRank = 64;          // torch's own limit for most operators
 constexpr size_t kMaxDimensions = 4;  // after merging
 constexpr int kMaxUnitLog2 = 4;       // 16 bytes: the widest access of a GPU up to sm_90
 constexpr __int128 kTooManyTiles = __int128{1} << 31;
@@ -97,6 +96,16 @@ bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
+bool has_none(const TensorView& view, int64_t d) { return view.sizes[d] <= 0 || view.strides[d] < 0; }
+
+// byte_extent() of a tensor that dimension `d` makes too large. Apart from it, so that it is inlined.
+[[gnu::noinline, gnu::cold]] int64_t huge_extent(const TensorView& view, int64_t d) {
+  while (++d < view.rank) {
+    if (has_none(view, d)) return 0;
+  }
+  return kTooManyBytes;
+}
+
 // Names what check_tensor() found wrong. Apart from it, so that a call that is right does not fetch the code.
 [[noreturn, gnu::noinline, gnu::cold]] void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
   const auto fail = [&](const std::string& text) { throw InvalidInput(pair, std::string(role) + " " + text); };
@@ -168,100 +177,10 @@ void check_or_defer(Deferred& deferred, Check check) {
   }
 }
 
-// A term of a sum: any whole number from 0 to `most`, times `step`.
-struct Term {
-  int64_t step;
-  int64_t most;
-};
-
-constexpr int kOverlapBudget = 1 << 16;
-
-// Whether the terms can add up to a value within [low, high]. Terms are ordered by falling step, `reach[i]` is the most
-// that terms i and up can add. Strides that nest, as those of real tensors do, leave one or two choices a term; where a
-// hostile set exceeds the budget, the answer is yes.
-bool can_reach(std::span<const Term> terms, const __int128* reach, __int128 low, __int128 high, int& budget) {
-  if (high < 0 || low > reach[0]) return false;
-  if (low <= 0) return true;
-  if (terms.empty()) return false;
-  const __int128 step = terms[0].step;
-  const __int128 rest = reach[1];
-  const __int128 first = low > rest ? (low - rest + step - 1) / step : 0;
-  const __int128 last = std::min<__int128>(terms[0].most, high / step);
-  for (__int128 n = first; n <= last; ++n) {
-    if (--budget < 0) return true;
-    if (can_reach(terms.subspan(1), reach + 1, low - n * step, high - n * step, budget)) return true;
-  }
-  return false;
-}
-
-struct TermList {
-  std::array<Term, 2 * kMaxRank> terms;
-  size_t count = 0;
-
-  void add(int64_t step, int64_t most) {
-    if (step > 0 && most > 0) terms[count++] = {step, most};
-  }
-
-  bool can_reach(__int128 low, __int128 high) {
-    std::sort(terms.begin(), terms.begin() + count, [](const Term& a, const Term& b) { return a.step > b.step; });
-    std::array<__int128, 2 * kMaxRank + 1> reach;
-    reach[count] = 0;
-    for (size_t i = count; i-- > 0;) reach[i] = reach[i + 1] + static_cast<__int128>(terms[i].step) * terms[i].most;
-    int budget = kOverlapBudget;
-    return fused_copy::can_reach({terms.data(), count}, reach.data(), low, high, budget);
-  }
-};
-
-// Whether an element of `a` shares a byte with one of `b`; both are not empty. Looks at the elements, not at the span
-// from first to last: interleaved views of one buffer, such as two blocks of its columns, do not share any.
-bool share_elements(const TensorView& a, const TensorView& b) {
-  const int a_item = info(a.dtype).size;
-  const int b_item = info(b.dtype).size;
-  TermList list;
-  // a + sum(i * s) = b + sum(j * t) with every t * j written as t * most - t * (most - j), so that all terms add.
-  __int128 distance = static_cast<__int128>(b.address) - a.address;
-  // A dimension of one has any stride, whose product with the element size may not be a number any more.
-  for (int64_t d = 0; d < a.rank; ++d) {
-    if (a.sizes[d] > 1) list.add(a.strides[d] * a_item, a.sizes[d] - 1);
-  }
-  for (int64_t d = 0; d < b.rank; ++d) {
-    if (b.sizes[d] == 1) continue;
-    list.add(b.strides[d] * b_item, b.sizes[d] - 1);
-    distance += static_cast<__int128>(b.strides[d]) * b_item * (b.sizes[d] - 1);
-  }
-  return list.can_reach(distance - (a_item - 1), distance + (b_item - 1));
-}
-
-// Whether two elements of one tensor share memory; it is not empty.
-bool shares_own_elements(const TensorView& view) {
-  std::array<Term, kMaxRank> dims;
-  size_t count = 0;
-  for (int64_t d = 0; d < view.rank; ++d) {
-    if (view.sizes[d] == 1) continue;
-    if (view.strides[d] == 0) return true;
-    dims[count++] = {view.strides[d], view.sizes[d] - 1};
-  }
-  std::sort(dims.begin(), dims.begin() + count, [](const Term& a, const Term& b) { return a.step < b.step; });
-  bool nested = true;
-  __int128 extent = 1;
-  for (size_t i = 0; i < count; ++i) {
-    nested &= dims[i].step >= extent;
-    extent += static_cast<__int128>(dims[i].step) * dims[i].most;
-  }
-  if (nested) return false;
-  // Two elements meet where their indices differ by some d, not all zero, with sum(d * stride) = 0. Let `leading` be a
-  // dimension in which d >= 1, and every other one range over [-most, most].
-  for (size_t leading = 0; leading < count; ++leading) {
-    TermList list;
-    __int128 target = -static_cast<__int128>(dims[leading].step);
-    list.add(dims[leading].step, dims[leading].most - 1);
-    for (size_t i = leading + 1; i < count; ++i) {
-      list.add(dims[i].step, 2 * dims[i].most);
-      target += static_cast<__int128>(dims[i].step) * dims[i].most;
-    }
-    if (list.can_reach(target, target)) return true;
-  }
-  return false;
+// How an error says that tensors overlap, or that the search was given up.
+std::string verb(Shared shared, const char* known) { return shared == Shared::Yes ? known : "may share"; }
+const char* doubt(Shared shared) {
+  return shared == Shared::Yes ? "" : " (it could not be shown that they do not overlap: their strides do not nest)";
 }
 
 // A floating-point format by its bits. `special` is what the highest exponent holds.
@@ -459,10 +378,10 @@ int64_t byte_extent(const TensorView& view) {
   constexpr int64_t most = kTooManyBytes / 32;
   int64_t elements = 1;
   for (int64_t d = 0; d < view.rank; ++d) {
-    if (view.sizes[d] <= 0 || view.strides[d] < 0) return 0;
+    if (has_none(view, d)) return 0;
     int64_t step;
     if (__builtin_mul_overflow(view.sizes[d] - 1, view.strides[d], &step) || step > most - elements) {
-      return kTooManyBytes;
+      return huge_extent(view, d);
     }
     elements += step;
   }
@@ -534,7 +453,7 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
   views_.assign(views.begin(), views.end());
   fills_.clear();
   if (fills != nullptr) fills_ = *fills;
-  intervals_.clear();
+  index_.clear();
   deferred_.reset();
   device_ = views.empty() ? Device{} : views[0].device;
   for (size_t i = 0; i < views.size(); ++i) {
@@ -551,83 +470,47 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
                          /*torch_can=*/true);
     });
     if (bytes == 0) continue;
-    if (shares_own_elements(view)) {
-      throw InvalidInput(pair,
-                         "destination of shape " + shape_of(view) + " and strides " + strides_of(view) +
-                             " has elements that share memory (an expanded or overlapping view): pass one in which "
-                             "every element has its own");
+    if (const Shared shared = shares_own_elements(view); shared != Shared::No) {
+      throw InvalidInput(pair, "destination of shape " + shape_of(view) + " and strides " + strides_of(view) +
+                                   " has elements that " + verb(shared, "share") + " memory" +
+                                   (shared == Shared::Yes ? " (an expanded or overlapping view)" : doubt(shared)) +
+                                   ": pass one in which every element has its own");
     }
-    intervals_.push_back({view.address, view.address + static_cast<uint64_t>(bytes), pair});
+    index_.add(pair, view.address, view.address + static_cast<uint64_t>(bytes));
   }
-  check_or_defer(deferred_, [&] { check_overlaps(); });
+  check_or_defer(deferred_, [&] {
+    const auto [shared, one, other] = index_.order(views_);
+    if (shared == Shared::No) return;
+    throw InvalidInput(std::max(one, other),
+                       "destination " + verb(shared, "shares") + " memory with the destination of pair " +
+                           std::to_string(std::min(one, other)) + doubt(shared) +
+                           ": the copies of one call have no order, so destinations must not overlap",
+                       /*torch_can=*/true);
+  });
 }
 
-size_t Destinations::capacity_bytes() const {
-  return bytes_of(views_) + bytes_of(fills_) + bytes_of(intervals_) + bytes_of(furthest_);
-}
-
-void Destinations::check_overlaps() {
-  std::ranges::sort(intervals_, {}, &Interval::begin);
-  furthest_.resize(intervals_.size());
-  uint64_t furthest = 0;
-  for (size_t i = 0; i < intervals_.size(); ++i) {
-    const Interval& later = intervals_[i];
-    for (size_t j = i; j-- > 0 && furthest_[j] > later.begin;) {
-      const Interval& earlier = intervals_[j];
-      if (earlier.end > later.begin && share_elements(views_[earlier.pair], views_[later.pair])) {
-        throw InvalidInput(std::max(earlier.pair, later.pair),
-                           "destination shares memory with the destination of pair " +
-                               std::to_string(std::min(earlier.pair, later.pair)) +
-                               ": the copies of one call have no order, so destinations must not overlap",
-                           /*torch_can=*/true);
-      }
-    }
-    furthest = std::max(furthest, later.end);
-    furthest_[i] = furthest;
-  }
-}
+size_t Destinations::capacity_bytes() const { return bytes_of(views_) + bytes_of(fills_) + index_.capacity_bytes(); }
 
 bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes,
                                         size_t& gap) const {
-  const uint64_t begin = source.address;
-  const uint64_t end = begin + static_cast<uint64_t>(source_bytes);
-  const auto lies_in = [&](size_t g) {
-    return (g == 0 || furthest_[g - 1] <= begin) && (g == intervals_.size() || end <= intervals_[g].begin);
-  };
-  if (lies_in(gap)) return false;
-  if (gap < intervals_.size() && lies_in(gap + 1)) {
-    ++gap;
-    return false;
+  if (index_.is_free(source.address, source.address + static_cast<uint64_t>(source_bytes), gap)) return false;
+  const TensorView& destination = views_[pair];
+  bool same_memory = source.address == destination.address && source.dtype == destination.dtype;
+  for (int64_t d = 0; same_memory && d < source.rank; ++d) {
+    same_memory = source.sizes[d] == 1 || source.strides[d] == destination.strides[d];
   }
-  gap = std::upper_bound(intervals_.begin(), intervals_.end(), end - 1,
-                         [](uint64_t last, const Interval& interval) { return last < interval.begin; }) -
-        intervals_.begin();
-  size_t candidate = gap;
-  bool same_memory = false;
-  while (candidate-- > 0 && furthest_[candidate] > begin) {
-    const Interval& interval = intervals_[candidate];
-    if (interval.end <= begin) continue;
-    const TensorView& destination = views_[interval.pair];
-    if (interval.pair == pair && source.address == destination.address && source.dtype == destination.dtype) {
-      bool same_strides = true;
-      for (int64_t d = 0; d < source.rank; ++d) {
-        same_strides &= source.sizes[d] == 1 || source.strides[d] == destination.strides[d];
-      }
-      if (same_strides) {
-        same_memory = true;
-        continue;
-      }
-    }
-    if (share_elements(source, destination)) {
-      throw InvalidInput(pair,
-                         "source shares memory with the destination" +
-                             (interval.pair == pair ? std::string() : " of pair " + std::to_string(interval.pair)) +
-                             ": the copies of one call have no order, so a source may not overlap a destination "
-                             "unless it is the very same memory; pass a clone",
-                         /*torch_can=*/true);
-    }
+  // What lies within its own destination shares nothing with others, which that does not overlap.
+  if (same_memory) return true;
+  const auto [shared, other, _] = index_.find(source, views_);
+  if (shared != Shared::No) {
+    throw InvalidInput(pair,
+                       "source " + verb(shared, "shares") + " memory with the destination" +
+                           (other == pair ? std::string() : " of pair " + std::to_string(other)) + doubt(shared) +
+                           ": the copies of one call have no order, so a source may not overlap a destination "
+                           "unless it is the very same memory; pass a clone",
+                       /*torch_can=*/true);
   }
-  return same_memory;
+  return false;
 }
 
 std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinations,
@@ -953,8 +836,7 @@ StridedTask LaunchPlanner::strided_task(const PlannedTask& planned, int outer_at
 std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
   std::string text;
   uint64_t bytes = 0;
-  for (const PlannedTask& planned : tasks_) {
-    if (planned.pair != pair) continue;
+  for (const PlannedTask& planned : std::ranges::equal_range(tasks_, pair, {}, &PlannedTask::pair)) {
     const Operation operation = planned.task.code.operation;
     const int width = planned.task.code.width;
     const std::string unit = std::to_string(1 << width);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "copy_task.h"
+#include "overlap.h"
 
 namespace fused_copy {
 
@@ -22,6 +23,8 @@ struct Device {
   int32_t index = 0;
   friend bool operator==(const Device&, const Device&) = default;
 };
+
+constexpr int kMaxRank = 64;  // torch's own limit for most operators
 
 // What a front door knows of a tensor. Sizes and strides stay where the tensor keeps them; strides count elements.
 struct TensorView {
@@ -76,24 +79,15 @@ class Destinations {
   const Device& device() const { return device_; }
 
   // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of
-  // its own destination, so that nothing is to be copied. `gap` says between which destinations the last source lay,
-  // where the next one is looked for first; begin with 0.
+  // its own destination, so that nothing is to be copied. `gap` is OverlapIndex::is_free()'s.
   bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes, size_t& gap) const;
 
  private:
-  struct Interval {
-    uint64_t begin;
-    uint64_t end;
-    int64_t pair;
-  };
   static constexpr Fill kNoFill{};
-
-  void check_overlaps();
 
   std::vector<TensorView> views_;
   std::vector<Fill> fills_;
-  std::vector<Interval> intervals_;  // the destinations' memory, by address
-  std::vector<uint64_t> furthest_;   // the furthest end among intervals_[0..i]
+  OverlapIndex index_;
   Device device_;
   Deferred deferred_;
 };

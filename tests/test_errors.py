@@ -389,6 +389,13 @@ def test_interleaved_is_not_overlapping(entry, case):
     assert torch.equal(buf, wanted_buf)
 
 
+@pytest.mark.parametrize("size", [(2**31, 2**31, 0), (2**31, 0, 2**31), (0, 2**31, 2**31)], ids=str)
+def test_empty_beside_sizes_that_no_memory_holds(entry, size):
+    dst, src = among(torch.zeros(size, dtype=INT), torch.zeros(size, dtype=INT))
+    entry(dst, src)
+    assert all(d[:5].eq(1).all() for d in dst if d.dim() == 1)
+
+
 def stride_zero():
     return torch.zeros(1, 4, dtype=INT).expand(3, 4)
 

@@ -54,7 +54,7 @@ int main(int, char** arguments) {
 def reach(folder: Path, planner: str, rows: int, columns: int, pitch: int) -> int:
     (folder / "planner.cpp").write_text(planner)
     (folder / "main.cpp").write_text(LAST_TILE)
-    sources = [folder / "main.cpp", folder / "planner.cpp"]
+    sources = [folder / "main.cpp", folder / "planner.cpp", CSRC / "overlap.cpp"]
     subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{CSRC}", *sources, "-o", folder / "walk"], check=True)
     return int(subprocess.check_output([folder / "walk", str(rows), str(columns), str(pitch)], text=True))
 

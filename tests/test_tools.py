@@ -313,7 +313,7 @@ def test_reliability_table_is_made_of_the_files(tmp_path):
 # --- the fuzzer ---------------------------------------------------------------------------------------------------
 
 
-# Guards of csrc/planner.cpp, between @ where only what is beside one tells it from others, and what takes their place
+# Guards of the planner, between @ where only what is beside one tells it from others, and what takes their place
 # where they are missing.
 GUARDS = {
     "layout": ("@view.strided@ &", "true"),
@@ -338,14 +338,19 @@ GUARDS = {
     "number of fills": ("fills != nullptr && fills->size() != views.size()", "false"),
     "destinations' device": ("view.device != device_", "false"),
     "fill": ("!encode_exactly(*fills_[i], view.dtype)", "false"),
-    "destination within itself": ("if (@shares_own_elements(view)@)", "false"),
-    "destination within itself, interleaved": ("if (@nested@) return false", "true"),
-    "destination in another": ("share_elements(views_[earlier.pair], views_[later.pair])", "false"),
-    "source in a destination": ("share_elements(source, destination)", "false"),
+    "destination within itself": ("shares_own_elements(view)", "Shared::No"),
+    "destination within itself, nested": ("view.strides[d - 1] >= extent", "true"),
+    "destination within itself, interleaved": ("if (@nested@) return Shared::No", "true"),
+    "destination in another": ("share_elements(views[run[j].view], views[run[i].view])", "Shared::No"),
+    "source in a destination": ("share_elements(view, views[range.view])", "Shared::No"),
+    "terms that join": ("joins = @period <= head.most@ &&", "false"),
+    "terms that leave gaps": ("head.step / divisor <= next.most + 1", "true"),
+    "divisor of steps": ("@high - high % divisor < low - reach[i]@) return", "false"),
+    "ranges modulo a number: other steps": ("modulus == 0 || @step % modulus != 0@", "false"),
+    "ranges modulo a number: those that go on from 0": ("@end <= modulus@) return {{{begin, end", "true"),
     "source behind all that begins before it": ("furthest_[g - 1] <= begin", "true"),
-    "source before what begins behind it": ("end <= intervals_[g].begin", "true"),
-    "destination that spans others": ("std::max(furthest, later.end)", "later.end"),
-    "same memory: pair": ("@interval.pair == pair@ && source.address", "true"),
+    "source before what begins behind it": ("end <= ranges_[g].begin", "true"),
+    "destination that spans others": ("std::max(furthest, ranges_[i].end)", "ranges_[i].end"),
     "same memory: address": ("source.address == destination.address", "true"),
     "same memory: dtype": ("source.dtype == destination.dtype", "true"),
     "same memory: strides": ("source.sizes[d] == 1 || source.strides[d] == destination.strides[d]", "true"),
@@ -367,35 +372,42 @@ GUARDS = {
 }
 
 
-def with_switches(planner: str) -> str:
+def with_switches(sources: dict[str, str]) -> dict[str, str]:
     """The planner, of whose guards one is missing: the one whose number the environment's GUARD is, none for 0."""
     switches = []
     for number, (guard, replacement) in enumerate(GUARDS.values(), 1):
         before, text, after = guard.split("@") if "@" in guard else ("", guard, "")
         parts = (r"\s*".join(map(re.escape, part.split())) for part in (before, text, after))
-        found = list(re.finditer(r"{}\s*({})\s*{}".format(*parts), planner))
+        pattern = r"{}\s*({})\s*{}".format(*parts)
+        found = [(name, match) for name, source in sources.items() for match in re.finditer(pattern, source)]
         assert len(found) == 1, f"the planner has {guard!r} {len(found)} times: say anew where that guard is"
-        switches.append((*found[0].span(1), f"(missing == {number} ? ({replacement}) : ({text}))"))
-    for begin, end, switch in sorted(switches, reverse=True):
-        planner = planner[:begin] + switch + planner[end:]
-    return f'#include <cstdlib>\nstatic const int missing = std::atoi(std::getenv("GUARD"));\n{planner}'
+        ((name, match),) = found
+        switches.append((*match.span(1), name, f"(missing == {number} ? ({replacement}) : ({text}))"))
+    for begin, end, name, switch in sorted(switches, reverse=True):
+        sources[name] = sources[name][:begin] + switch + sources[name][end:]
+    missing = '#pragma once\n#include <cstdlib>\ninline const int missing = std::atoi(std::getenv("GUARD"));\n'
+    return {name: f'#include "missing.h"\n{source}' for name, source in sources.items()} | {"missing.h": missing}
 
 
 @pytest.fixture(scope="module")
 def fuzzer(tmp_path_factory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("fuzz")
-    (folder / "planner.cpp").write_text(with_switches((TOOLS.parent / "csrc/planner.cpp").read_text()))
-    command = ["g++", "-std=c++20", "-O1", "-w", f"-I{TOOLS.parent / 'csrc'}", "-DFUSED_COPY_FUZZ_MAIN", "-c", "-o"]
+    folder, csrc = tmp_path_factory.mktemp("fuzz"), TOOLS.parent / "csrc"
+    planner = ("planner.cpp", "planner.h", "overlap.cpp", "overlap.h")
+    for name, text in with_switches({name: (csrc / name).read_text() for name in planner}).items():
+        (folder / name).write_text(text)
+    command = ["g++", "-std=c++20", "-O1", "-w", f"-I{csrc}", "-DFUSED_COPY_FUZZ_MAIN", "-c", "-o"]
     checks = ["-D_GLIBCXX_ASSERTIONS", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-    sources = {"target": TOOLS.parent / "tests/fuzz/planner_fuzz.cpp", "planner": folder / "planner.cpp"}
+    sources = {TOOLS.parent / "tests/fuzz/planner_fuzz.cpp": []}
+    sources |= {folder / name: checks for name in planner if name.endswith(".cpp")}
+    objects = [folder / f"{source.stem}.o" for source in sources]
     compilers = [
-        subprocess.Popen([*command, folder / f"{name}.o", source, *(checks if name == "planner" else [])])
-        for name, source in sources.items()
+        subprocess.Popen([*command, output, source, *flags])
+        for output, (source, flags) in zip(objects, sources.items(), strict=True)
     ]
     assert not any([compiler.wait() for compiler in compilers])
-    subprocess.run(["g++", folder / "target.o", folder / "planner.o", "-o", folder / "fuzz"], check=True)
+    subprocess.run(["g++", *objects, "-o", folder / "fuzz"], check=True)
     return folder / "fuzz"
 
 

@@ -26,7 +26,7 @@ import record
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "tests/fuzz/planner_fuzz.cpp"
-PLANNER = ROOT / "csrc/planner.cpp"
+PLANNER = [ROOT / "csrc/planner.cpp", ROOT / "csrc/overlap.cpp"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SEEDS = 200
 WHAT = "planner fuzzed with ASan and UBSan"
@@ -59,7 +59,7 @@ def main() -> int:
             return 1
         branches, missed = measure_coverage(clang, work, corpus, args.seed)
     taken = 100 * (branches - len(missed)) / branches
-    print(f"csrc/planner.cpp: {branches - len(missed)} of {branches} branches taken ({taken:.1f} %)")
+    print(f"{branches - len(missed)} of the planner's {branches} branches taken ({taken:.1f} %)")
     for line in missed:
         print(f"  never: {line}")
     record.write(
@@ -106,9 +106,10 @@ def write_seeds(corpus: Path, seed: int) -> None:
 def build(clang: str, work: Path, name: str, target: list[str], planner: list[str], link: list[str]) -> Path:
     """The target, with flags of its own for the planner: what guides the fuzzer is the planner's coverage alone."""
     base = [clang, "-std=c++20", "-O2", "-g", f"-I{ROOT / 'csrc'}"]
-    objects = [work / f"{name}-target.o", work / f"{name}-planner.o"]
-    subprocess.run([*base, *target, "-c", TARGET, "-o", objects[0]], check=True)
-    subprocess.run([*base, *planner, "-c", PLANNER, "-o", objects[1]], check=True)
+    flags = {TARGET: target} | dict.fromkeys(PLANNER, planner)
+    objects = [work / f"{name}-{source.stem}.o" for source in flags]
+    for source, output in zip(flags, objects, strict=True):
+        subprocess.run([*base, *flags[source], "-c", source, "-o", output], check=True)
     subprocess.run([*base, *link, *objects, "-o", work / name], check=True)
     return work / name
 
@@ -141,17 +142,19 @@ def measure_coverage(clang: str, work: Path, corpus: Path, seed: int) -> tuple[i
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     print(f"coverage of: {run.stdout.strip()}")
     subprocess.run([llvm(clang, "profdata"), "merge", raw, "-o", profile], check=True)
-    command = [llvm(clang, "cov"), "export", str(binary), f"-instr-profile={profile}", str(PLANNER)]
+    command = [llvm(clang, "cov"), "export", str(binary), f"-instr-profile={profile}", *map(str, PLANNER)]
     exported = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     # A branch is a line, three more numbers of its place, how often it was true, how often false. Templates repeat it.
-    taken: dict[tuple[int, int, bool], int] = {}
-    for line, column, _, _, true, false, *_ in exported["data"][0]["files"][0]["branches"]:
-        for outcome, count in ((True, true), (False, false)):
-            taken[line, column, outcome] = taken.get((line, column, outcome), 0) + count
-    source = PLANNER.read_text().splitlines()
+    taken: dict[tuple[str, int, int, bool], int] = {}
+    for file in exported["data"][0]["files"]:
+        for line, column, _, _, true, false, *_ in file["branches"]:
+            for outcome, count in ((True, true), (False, false)):
+                branch = (file["filename"], line, column, outcome)
+                taken[branch] = taken.get(branch, 0) + count
+    sources = {str(path): path.read_text().splitlines() for path in PLANNER}
     missed = [
-        f"{PLANNER.name}:{line}:{column} {str(outcome).lower()} in `{source[line - 1].strip()}`"
-        for (line, column, outcome), count in sorted(taken.items())
+        f"{Path(file).name}:{line}:{column} {str(outcome).lower()} in `{sources[file][line - 1].strip()}`"
+        for (file, line, column, outcome), count in sorted(taken.items())
         if count == 0
     ]
     return len(taken), missed

@@ -2,8 +2,9 @@
 //
 // An input describes one call. Half of them place small tensors in two pretended arenas, where every byte that the
 // launches read and write is compared with a reference that goes element by element, and where an error is demanded or
-// forbidden by brute force. The others take any 64-bit number for a size, a stride, an address: there the tiles that
-// are looked at must lie within their tensors. No address is ever dereferenced.
+// forbidden by brute force. Nearly all others take any 64-bit number for a size, a stride, an address: there the tiles
+// that are looked at must lie within their tensors. The rest are views of one buffer of many rows, where brute force
+// tells which ones share a byte. No address is ever dereferenced.
 //
 // With libFuzzer it is a fuzz target; with FUSED_COPY_FUZZ_MAIN it has a main of its own, which tries random inputs.
 
@@ -21,6 +22,7 @@
 #include <random>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "lane_walk.h"
@@ -764,6 +766,97 @@ void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
   }
 }
 
+// --- views of one buffer of many rows --------------------------------------------------------------------------------
+
+constexpr uint64_t kBufferBytes = 1 << 19;
+
+// Mostly views of which none shares a byte with another, and few enough bytes to look at them all.
+Case buffer_case(Input& in) {
+  Case call;
+  const bool many = in.byte() % 2;
+  const size_t pairs = many ? 8 + in.byte() % 32 : 1 + in.byte() % 4;
+  const DType dtype = kDTypesBySize[in.byte() % 4];
+  const int64_t pitch = 1 + in.byte() % 64;
+  const int64_t rows =
+      std::min<int64_t>(many ? 4 + in.byte() % 64 : 1000 << in.byte() % 7, kBufferBytes / pitch / dtype_size(dtype));
+  const int64_t plane_rows = in.byte() % 2 ? 1 : 1 + in.byte() % std::min<int64_t>(rows, 256);
+  // Each takes this many columns of a row, this far apart, and leaves the rows between to others.
+  const int64_t width = 1 + (in.byte() % 2 ? 0 : in.byte() % 8);
+  const int64_t apart = 1 + (in.byte() % 2 ? 0 : in.byte() % 4);
+  const int64_t rows_apart = 1 + (in.byte() % 2 ? 0 : in.byte() % 6);
+  const int64_t side_by_side = apart * std::max<int64_t>(1, pitch / (width * apart));
+  const int64_t turned = in.byte() % 3;
+  const uint64_t base = kDstArena + in.byte() % 16;
+  const auto place = [&](Tensor& tensor, int64_t number) {
+    const int64_t first_row = number / side_by_side % rows_apart;
+    const int64_t column = number % side_by_side / apart * apart * width + number % apart;
+    const int64_t step = rows_apart * (in.byte() < 224 ? 1 : 1 + in.byte() % 4);
+    const int64_t count = (rows - first_row - 1) / step + 1;
+    int64_t offset = first_row * pitch + column;
+    tensor.sizes = {std::max<int64_t>(1, count / plane_rows), std::min(count, plane_rows), width};
+    tensor.strides = {step * pitch * plane_rows, step * pitch, apart};
+    // Fewer rows of a plane, other places, rows that step as no other's do.
+    if (in.byte() >= 192 && tensor.sizes[1] > 1) tensor.sizes[1] -= 1;
+    if (in.rarely()) offset += in.byte();
+    if (in.rarely()) tensor.strides[in.byte() % 2] += in.byte() % 8;
+    if (in.rarely()) tensor.sizes[in.byte() % 3] = 1 + in.byte() % 8;
+    if (in.rarely()) tensor.strides[2] = in.byte() % 8;
+    std::rotate(tensor.sizes.begin(), tensor.sizes.begin() + turned, tensor.sizes.end());
+    std::rotate(tensor.strides.begin(), tensor.strides.begin() + turned, tensor.strides.end());
+    finish(tensor, base + static_cast<uint64_t>(offset * dtype_size(dtype)), dtype, Device{});
+  };
+  call.dst.resize(pairs);
+  call.src.resize(pairs);
+  const bool elsewhere = in.byte() % 2;
+  for (size_t i = 0; i < pairs; ++i) {
+    Tensor& dst = call.dst[i];
+    Tensor& src = call.src[i];
+    place(dst, static_cast<int64_t>(in.rarely() ? in.byte() : i));
+    place(src, static_cast<int64_t>(in.rarely() ? i : pairs + i));
+    if (in.rarely()) src.strides = dst.strides;
+    if (elsewhere) src.view.address += kArenaBytes;
+    for (size_t d = 0; d < 3; ++d) src.sizes[d] = std::min(src.sizes[d], dst.sizes[d]);
+    for (Tensor* tensor : {&dst, &src}) tensor->view.storage_bytes = static_cast<int64_t>(extent_of(tensor->view));
+  }
+  return call;
+}
+
+// Whether no destination shares a byte with itself, another or a source, by marking all bytes of all of them.
+bool nothing_is_shared(const Case& call) {
+  static std::vector<uint32_t> owners;
+  static uint32_t unowned = 0;  // and so is all below
+  const auto visit_bytes = [](const TensorView& view, auto visit) {
+    const size_t longest = std::max_element(view.sizes, view.sizes + view.rank) - view.sizes;
+    std::vector<int64_t> once(view.sizes, view.sizes + view.rank);
+    once[longest] = 1;
+    std::vector<uint64_t> firsts;
+    for_each_element(view, once.data(), [&](uint64_t address, const auto&) { firsts.push_back(address - kDstArena); });
+    owners.resize(std::max<size_t>(owners.size(), view.address - kDstArena + extent_of(view)));
+    const int item = dtype_size(view.dtype);
+    for (int64_t n = 0; n < view.sizes[longest]; ++n) {
+      for (const uint64_t first : firsts) {
+        const uint64_t byte = first + static_cast<uint64_t>(n * view.strides[longest] * item);
+        for (int k = 0; k < item; ++k) visit(owners[byte + k]);
+      }
+    }
+  };
+  bool nothing = true;
+  const uint32_t first = unowned + 1;
+  for (const Tensor& dst : call.dst) {
+    ++unowned;
+    visit_bytes(dst.view, [&](uint32_t& owner) { nothing &= std::exchange(owner, unowned) < first; });
+  }
+  for (size_t i = 0; i < call.src.size(); ++i) {
+    const TensorView& src = call.src[i].view;
+    const TensorView& dst = call.dst[i].view;
+    if (src.address >= kSrcArena) continue;
+    bool same = src.address == dst.address;
+    for (int64_t d = 0; d < src.rank; ++d) same &= src.sizes[d] == 1 || src.strides[d] == dst.strides[d];
+    visit_bytes(src, [&](uint32_t owner) { nothing &= owner < first || (same && owner == first + i); });
+  }
+  return nothing;
+}
+
 // How many calls were planned, how many refused.
 uint64_t planned = 0, refused = 0;
 
@@ -774,8 +867,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static Destinations destinations;
   static LaunchPlanner planner;
   Input in(data, size);
-  const bool small = in.byte() % 2 == 0;
-  const Case call = small ? small_case(in) : wild_case(in);
+  const uint8_t kind = in.byte();
+  const bool small = kind % 2 == 0;
+  const bool buffer = kind % 32 == 1;
+  const Case call = small ? small_case(in) : buffer ? buffer_case(in) : wild_case(in);
   std::vector<TensorView> dst, src;
   for (const Tensor& tensor : call.dst) dst.push_back(tensor.view);
   for (const Tensor& tensor : call.src) src.push_back(tensor.view);
@@ -786,6 +881,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto launches = planner.plan(destinations, src);
     ++planned;
     small ? compare(call, launches, planner) : check_bounds(call, launches);
+    if (buffer && !nothing_is_shared(call)) fail(call, "planned what shares memory");
   } catch (const InvalidInput& error) {
     ++refused;
     if (error.pair < -1 || error.pair >= static_cast<int64_t>(std::max(dst.size(), src.size())))
@@ -795,6 +891,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       if (reference.valid && !reference.may_be_refused)
         fail(call, std::string("refused what is right: ") + error.what());
     }
+    if (buffer && nothing_is_shared(call)) fail(call, std::string("refused what is right: ") + error.what());
   }
   return 0;
 }
