@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -207,3 +208,151 @@ def test_the_same_text_for_every_number(dtype):
                 call([dst], [dst[:0].clone()], [number])
             texts.add(str(caught.value))
         assert len(texts) == 1, texts
+
+
+# --- fallback -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fallback():
+    """The back end for loops that must not stop, with nothing warned of yet."""
+    backends._warned.clear()
+    with fused_copy.backend("fallback"):
+        yield
+    backends._warned.clear()
+
+
+def shifted():
+    buf = torch.arange(8.0)
+    return [buf[1:]], [buf[:-1]], [[0, 0, 1, 2, 3, 4, 5, 6]], buf
+
+
+def transposed_onto_itself():
+    buf = torch.arange(9.0).view(3, 3)
+    return [buf], [buf.T], [[[0, 3, 6], [1, 4, 7], [2, 5, 8]]], buf
+
+
+def the_same_destination_twice():
+    buf = torch.zeros(4)
+    return [buf, buf[:2]], [torch.ones(3), torch.full((2,), 5.0)], [[5, 5, 1, 0]], buf
+
+
+def a_source_that_an_earlier_pair_writes():
+    buf, out = torch.zeros(3), torch.zeros(3)
+    return [buf, out], [torch.ones(3), buf], [[1, 1, 1]], out
+
+
+def other_dtypes():
+    dst = torch.zeros(3)
+    return [dst], [torch.tensor([1.5, -2.0]).to(torch.float8_e5m2)], [[1.5, -2, 0]], dst
+
+
+def five_dimensions():
+    dst = torch.zeros(3**5).as_strided((2,) * 5, (81, 27, 9, 3, 1))
+    src = torch.arange(3.0**5).as_strided((2,) * 5, (1, 3, 9, 27, 81))
+    return [dst], [src], [src.tolist()], dst
+
+
+def conjugate():
+    dst, src = torch.zeros(2, dtype=torch.complex64), torch.tensor([1 + 2j, 3 - 1j]).conj()
+    return [dst], [src], [[1 - 2j, 3 + 1j]], dst
+
+
+def negative_destination():
+    base = torch.zeros(3, dtype=torch.complex64)
+    dst = base.conj().imag
+    return [dst], [torch.tensor([4.0, 5.0])], [[4, 5, 0]], dst
+
+
+FALLS_BACK = [
+    shifted,
+    transposed_onto_itself,
+    the_same_destination_twice,
+    a_source_that_an_earlier_pair_writes,
+    other_dtypes,
+    five_dimensions,
+    conjugate,
+    negative_destination,
+]
+
+
+@pytest.mark.parametrize("way", ["function", "plan"])
+@pytest.mark.parametrize("case", FALLS_BACK, ids=lambda case: case.__name__)
+def test_torchs_operators_do_what_one_launch_cannot(fallback, case, way):
+    dst, src, (expected,), shown = case()
+
+    def call():
+        if way == "plan":
+            fused_copy.Plan({f"name{i}": d for i, d in enumerate(dst)}).replay(*src)
+        else:
+            fused_copy.replay(dst, src)
+
+    before = fused_copy.fallbacks()
+    with pytest.warns(RuntimeWarning, match=r"pair \d.*Torch's operators copy instead") as caught:
+        call()
+    assert caught[0].filename == __file__, "the warning does not show where the call was"
+    assert shown.tolist() == expected
+    assert fused_copy.fallbacks() == before + 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        call()
+    assert fused_copy.fallbacks() == before + 2
+    with fused_copy.backend("fused"), pytest.raises(RuntimeError, match=r"pair \d"):
+        call()
+
+
+def test_what_one_launch_can_is_one_launch(fallback):
+    before = fused_copy.fallbacks()
+    with mock.patch.object(backends, "copy_each", wraps=backends.copy_each) as copy_each:
+        replay()
+        fused_copy.Plan([torch.zeros(3)]).replay(torch.ones(2))
+    assert not copy_each.called
+    assert fused_copy.fallbacks() == before
+
+
+def test_fills_where_torchs_operators_copy(fallback):
+    buf, other = torch.arange(6.0), torch.zeros(4, dtype=torch.int64)
+    with pytest.warns(RuntimeWarning):
+        fused_copy.replay([buf, other], [buf[1:3], torch.ones(2, dtype=torch.int32)], [-1, 7])
+    assert buf.tolist() == [1, 2, -1, -1, -1, -1]
+    assert other.tolist() == [1, 1, 7, 7]
+
+
+@pytest.mark.parametrize("first", ["fallback", "wrong"])
+def test_what_is_wrong_for_both_raises_and_writes_nothing(fallback, first):
+    """Wherever it stands: what torch's operators could do comes after all other checks."""
+    buf = torch.arange(8.0)
+    pairs = [(buf[1:], buf[:-1]), (torch.zeros(2), torch.ones(3))]
+    if first == "wrong":
+        pairs.reverse()
+    before = fused_copy.fallbacks()
+    with pytest.raises(RuntimeError, match="larger in dimension 0"):
+        fused_copy.replay(*zip(*pairs, strict=True))
+    with pytest.raises(RuntimeError, match="cannot be held exactly"):
+        fused_copy.replay([buf[1:], torch.zeros(2)], [buf[:-1], torch.ones(1)], [None, 0.1])
+    with pytest.raises(RuntimeError, match="share memory"):
+        fused_copy.replay([torch.zeros(1).expand(3), buf[1:]], [torch.ones(3), buf[:-1]])
+    assert buf.tolist() == list(range(8))
+    assert fused_copy.fallbacks() == before
+
+
+def test_dtypes_that_torch_refuses_too_raise_before_anything_is_written(fallback):
+    dst, other = torch.zeros(3), torch.zeros(2, dtype=torch.uint8).view(torch.bits8)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        fused_copy.replay([dst, other], [torch.ones(2), torch.ones(2)])
+    assert not dst.any()
+
+
+def test_no_gradient_is_recorded_where_torchs_operators_copy(fallback):
+    dst, source = torch.zeros(3), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    buf = torch.arange(4.0)
+    with pytest.warns(RuntimeWarning):
+        fused_copy.replay([dst, buf[1:]], [source, buf[:-1]])
+    assert not dst.requires_grad
+    with fused_copy.backend("reference"):
+        fused_copy.replay([dst], [source])
+    assert not dst.requires_grad
+
+
+def test_fallback_in_the_environment(tmp_path):
+    assert with_environment(tmp_path, "fallback").stdout.strip() == "fallback"

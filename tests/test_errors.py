@@ -772,6 +772,21 @@ def test_tensors_that_are_not_plain_memory(entry, make, side):
     refuses(entry, dst, src, word, *named, told=told)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.parametrize("side", ["dst", "src"])
+@pytest.mark.parametrize("dtype", BYTE_DTYPES, ids=name)
+def test_the_negative_bit_of_any_dtype(entry, dtype, side):
+    """Torch sets it on floats alone, but anybody can."""
+    plain = torch.zeros(64, dtype=torch.uint8).view(dtype)
+    odd = torch._neg_view(plain.clone())
+    assert odd.is_neg()
+    dst, src = among(*((odd, plain) if side == "dst" else (plain, odd)))
+    with pytest.raises(RuntimeError) as caught:
+        entry(dst, src)
+    if entry.tells_why:
+        assert re.search("pair 3.*negative bit", str(caught.value))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("side", ["dst", "src", "both"])
 def test_vmap(entry, side):

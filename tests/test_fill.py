@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from arena import Arena, encoded, replay_in_calls
 from cases import BYTE_DTYPES
+from entries import REFERENCE
 from mixes import exact_fills, fill_batch, inexact_fills, name, simple_fill
 
 import fused_copy
@@ -195,6 +199,119 @@ def test_integers_beyond_a_double():
     for number in (2**53 + 1, 2**63 - 1, 10**400, -(10**400)):
         with pytest.raises((TypeError, RuntimeError), match="pair 0"):
             fused_copy.replay([dst], [torch.ones(1, dtype=torch.int64)], [number])
+    assert dst.tolist() == [0, 0, 0]
+
+
+class Exact:
+    """A number of any kind that knows what it is equal to."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __float__(self) -> float:
+        return float(self.number)
+
+    def __eq__(self, other: object) -> bool:
+        return self.number == other
+
+    __hash__ = None
+
+
+ODD = 2**53 + 1
+INEXACT = {
+    "np.int64": lambda: np.int64(ODD),
+    "np.uint64": lambda: np.uint64(2**64 - 1),
+    "np.longdouble": lambda: np.longdouble(1) + np.finfo(np.longdouble).eps,
+    "tensor": lambda: torch.tensor(ODD),
+    "Fraction": lambda: Fraction(ODD),
+    "a third": lambda: Fraction(1, 3),
+    "Decimal": lambda: Decimal(ODD),
+    "a tenth": lambda: Decimal("0.1"),
+    "object": lambda: Exact(ODD),
+}
+
+
+@pytest.mark.parametrize("kind", INEXACT)
+@pytest.mark.parametrize("way", ["function", "plan", "reference"])
+def test_a_number_of_any_kind_is_compared_exactly(kind, way):
+    """Whatever is not a float could become another number on its way to one, as an int could."""
+    number = INEXACT[kind]()
+    if kind == "np.longdouble" and number == 1:
+        pytest.skip("a long double is a double here")
+    dst, source = torch.zeros(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"pair 0: fill is .* a number that a float holds exactly"):
+        if way == "plan":
+            fused_copy.Plan([dst], [number]).replay(source)
+        else:
+            (fused_copy.replay if way == "function" else REFERENCE)([dst], [source], [number])
+    assert dst.tolist() == [0, 0, 0]
+
+
+class Bare:
+    def __float__(self) -> float:
+        return 7.0
+
+
+EXACT = [np.int64(7), np.uint8(7), np.float32(7), np.float16(7), np.longdouble(7), torch.tensor(7), torch.tensor(7.0)]
+EXACT += [Fraction(7), Decimal(7), Exact(7), Bare(), torch.tensor([7])]
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor")
+@pytest.mark.parametrize("number", EXACT, ids=lambda number: type(number).__name__)
+def test_a_number_of_any_kind_that_is_exact(number):
+    dst = torch.zeros(3, dtype=torch.int64)
+    fused_copy.replay([dst], [torch.ones(1, dtype=torch.int64)], [number])
+    assert dst.tolist() == [1, 7, 7]
+
+
+def test_nan_of_any_kind():
+    for number in (np.float32("nan"), Decimal("nan"), torch.tensor(math.nan)):
+        dst = torch.zeros(2)
+        fused_copy.replay([dst], [torch.ones(1)], [number])
+        assert dst[1].isnan()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RecursionError, ZeroDivisionError])
+def test_errors_of_a_number_pass(error):
+    class Number:
+        def __float__(self) -> float:
+            raise error
+
+    class Index:
+        def __float__(self) -> float:
+            return 7.0
+
+        def __index__(self) -> int:
+            raise error
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        __hash__ = None
+
+    dst = torch.zeros(3)
+    for number in (Number(), Index()):
+        with pytest.raises(error):
+            fused_copy.replay([dst], [torch.ones(1)], [number])
+        with pytest.raises(error):
+            fused_copy.Plan([dst], [number])
+    assert not dst.any()
+
+
+def test_the_text_says_how_to_get_a_number_that_fits():
+    with pytest.raises(RuntimeError, match=r"fill 0\.1 .* float\(torch\.tensor\(0\.1, dtype=torch\.float32\)\)"):
+        fused_copy.replay([torch.zeros(2)], [torch.ones(1)], [0.1])
+    dst = torch.zeros(2)
+    fused_copy.replay([dst], [torch.ones(1)], [float(torch.tensor(0.1, dtype=torch.float32))])
+    assert torch.equal(dst[1], torch.tensor(0.1))
+
+
+def test_traced_code_refuses_integers_beyond_a_double():
+    """The op's schema makes floats of them."""
+    dst, source = torch.zeros(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    compiled = torch.compile(lambda d, s: fused_copy.replay([d], [s], [ODD]), backend="eager")
+    with pytest.raises((TypeError, RuntimeError), match=r"pair 0: fill is 9007199254740993"):
+        compiled(dst, source)
     assert dst.tolist() == [0, 0, 0]
 
 

@@ -10,6 +10,7 @@ from test_environment import run_script
 from test_gpu_replay import all_equal, decode, in_its_own_process, refused_untouched, two_gpus
 
 import fused_copy
+from fused_copy import backends
 
 # Each in a process of its own: these leave captures broken, or a process without a GPU.
 
@@ -250,3 +251,29 @@ def test_refused_calls_do_not_break_a_capture(entry):
         entry(dst, src)
     graph.replay()
     assert all_equal(dst, expected)
+
+
+# --- the back end for loops that must not stop --------------------------------------------------------------------
+
+
+def test_fallback_takes_pageable_sources():
+    """Torch's copy stages them."""
+    dst = torch.zeros(6, dtype=torch.int32, device="cuda")
+    backends._warned.clear()
+    with fused_copy.backend("fallback"), pytest.warns(RuntimeWarning, match=r"pair 1 \('x'\).*pin it"):
+        other = torch.zeros(3, device="cuda")
+        fused_copy.replay({"y": other, "x": dst}, {"y": torch.ones(2, device="cuda"), "x": torch.arange(4)}, {"x": -1})
+    assert dst.tolist() == [0, 1, 2, 3, -1, -1]
+    assert other.tolist() == [1, 1, 0]
+
+
+@two_gpus
+def test_fallback_copies_between_gpus():
+    dst = [torch.zeros(3, device=f"cuda:{i}") for i in range(2)]
+    src = [torch.ones(2, device=f"cuda:{1 - i}") for i in range(2)]
+    backends._warned.clear()
+    with fused_copy.backend("fallback"), pytest.warns(RuntimeWarning, match="pair 0"):
+        fused_copy.Plan(dst[:1]).replay(src[0])
+    with fused_copy.backend("fallback"), pytest.warns(RuntimeWarning, match="pair"):
+        fused_copy.replay(dst, src)
+    assert [d.tolist() for d in dst] == [[1, 1, 0]] * 2

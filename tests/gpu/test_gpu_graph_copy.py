@@ -3,13 +3,15 @@
 import gc
 import threading
 import time
+import weakref
+from collections import UserDict
 from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 from cases import decode_buffers, decode_step
-from test_gpu_replay import blocked, full, too_large, two_gpus
+from test_gpu_replay import blocked, full, profiled, too_large, two_gpus
 from test_threads import run_together
 
 import fused_copy
@@ -287,6 +289,10 @@ def test_a_copy_captured_in_another_graph(plan):
         copy.update(*sources.values())
 
 
+class Odd(torch.Tensor):
+    """A subclass, which is for the dispatcher."""
+
+
 @pytest.mark.capture
 def test_wrong_types(plan):
     sources = step(2, 9, seed=0)
@@ -298,7 +304,7 @@ def test_wrong_types(plan):
     with pytest.raises(TypeError, match=r"pair 0 \('input_ids'\)"):
         copy.update(None, *list(sources.values())[1:])
     with pytest.raises(TypeError, match="plain tensors"):
-        copy.update(torch.nn.Parameter(sources["input_ids"], requires_grad=False), *list(sources.values())[1:])
+        copy.update(sources["input_ids"].as_subclass(Odd), *list(sources.values())[1:])
 
 
 @pytest.mark.capture
@@ -338,6 +344,139 @@ def test_a_graph_instantiated_anew_begins_with_what_is_held(plan, buffers):
     copy.update(*later.values())
     graph.replay()
     assert corners_equal(buffers, later)
+
+
+@pytest.mark.capture
+def test_a_capture_loop_that_replaces_its_copy_and_graph(plan, buffers):
+    """The last round's copy is dropped within the capture: with it its graph would be, which ends the capture."""
+    for seed in range(3):
+        sources = step(4, 30, seed=seed)
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        with torch.cuda.graph(graph):
+            copy = plan.capture(graph, *sources.values())
+        copy.update(*sources.values())
+        graph.replay()
+        assert corners_equal(buffers, sources)
+
+
+@pytest.mark.capture
+def test_update_after_the_graph_is_gone(plan):
+    sources = step(2, 9, seed=0)
+    graph, copy = captured(plan, sources)
+    alive = weakref.ref(graph)
+    del graph
+    assert alive() is None, "something holds the graph"
+    with pytest.raises(RuntimeError, match="graph that the copy was captured in is gone"):
+        copy.update(*sources.values())
+
+
+@pytest.mark.capture
+def test_a_source_that_holds_its_copy_is_freed(plan):
+    sources = step(2, 9, seed=0)
+    _graph, copy = captured(plan, sources)
+    copy.update(*sources.values())
+    source = sources["input_ids"]
+    source.copy_in_graph = copy
+    alive = weakref.ref(source)
+    del copy, source, sources
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.capture
+@pytest.mark.parametrize("mapping", [dict, UserDict], ids=lambda make: make.__name__)
+def test_capture_and_update_by_name(plan, buffers, mapping):
+    first, then = step(2, 9, seed=0), step(5, 33, seed=1)
+    graph = torch.cuda.CUDAGraph(keep_graph=True)
+    with torch.cuda.graph(graph):
+        copy = plan.capture(graph, mapping(reversed(first.items())))
+    graph.replay()
+    assert corners_equal(buffers, first)
+    copy.update(mapping(reversed(then.items())))
+    graph.replay()
+    assert corners_equal(buffers, then)
+    with pytest.raises(KeyError, match=r"no source for \['positions'\]"):
+        copy.update({name: source for name, source in then.items() if name != "positions"})
+    with pytest.raises(TypeError, match="pass the mapping itself"):
+        copy.update(**then)
+    graph.replay()
+    assert corners_equal(buffers, then)
+
+
+MOVES = {
+    "data": lambda b: setattr(b, "data", torch.full((8,), 7, dtype=b.dtype, device=b.device)),
+    "set_": lambda b: b.set_(torch.full((8,), 7, dtype=b.dtype, device=b.device)),
+    "resize_": lambda b: b.resize_(1 << 20),
+    "storage freed": lambda b: b.untyped_storage().resize_(0),
+}
+
+
+@pytest.mark.capture
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("way", ["replay", "capture", "update"])
+def test_a_destination_that_moved_is_noticed(plan, buffers, move, way):
+    """What was its memory may be somebody else's by now."""
+    sources = step(4, 30, seed=0)
+    _graph, copy = captured(plan, sources)
+    MOVES[move](buffers["positions"])
+    others = [torch.full((8,), 3, dtype=torch.int32, device="cuda") for _ in range(50)]
+    with pytest.raises(RuntimeError, match=r"pair 3 \('positions'\): destination .* bind a new plan"):
+        if way == "replay":
+            plan.replay(sources)
+        elif way == "update":
+            copy.update(sources)
+        else:
+            again = torch.cuda.CUDAGraph(keep_graph=True)
+            with torch.cuda.graph(again):
+                plan.capture(again, sources)
+    torch.cuda.synchronize()
+    assert all(bool((other == 3).all()) for other in others)
+
+
+@pytest.mark.capture
+def test_a_graph_writes_into_memory_that_its_plan_holds():
+    """The tensor has left it, and nobody else got it."""
+    buffer = torch.zeros(1024, device="cuda")
+    plan = fused_copy.Plan([buffer])
+    graph, copy = captured(plan, {"source": torch.ones(1024, device="cuda")})
+    buffer.data = torch.zeros(4, device="cuda")
+    others = [torch.full((1024,), 3.0, device="cuda") for _ in range(50)]
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(bool((other == 3).all()) for other in others)
+    del copy
+
+
+@profiled
+@pytest.mark.capture
+def test_capture_and_update_have_names_in_the_profiler(plan):
+    sources = step(2, 9, seed=0)
+    with torch.profiler.profile() as profiler:
+        graph, copy = captured(plan, sources)
+        copy.update(sources)
+        graph.replay()
+    names = {event.key for event in profiler.key_averages()}
+    assert {"fused_copy.Plan.capture", "fused_copy.GraphCopy.update"} <= names
+
+
+@two_gpus
+@pytest.mark.blocked
+def test_a_gpu_that_stands_still_keeps_no_memory_of_another():
+    plans = [fused_copy.Plan([torch.zeros(1 << 20, device=f"cuda:{i}")]) for i in range(2)]
+    for plan in plans:
+        plan.replay(torch.ones(1 << 20).pin_memory())
+    torch.cuda.synchronize(0)
+    torch.cuda.synchronize(1)
+    with blocked(torch.cuda.current_stream(0), seconds=2) as still:
+        plans[0].replay(torch.ones(1 << 20).pin_memory())
+        source = torch.ones(1 << 20).pin_memory()
+        address = source.data_ptr()
+        plans[1].replay(source)
+        torch.cuda.synchronize(1)
+        del source
+        plans[1].replay(torch.ones(4).pin_memory())  # lets go of what was read
+        assert torch.empty(1 << 20).pin_memory().data_ptr() == address
+        assert still(), "waited for the other GPU"
 
 
 @pytest.mark.capture
