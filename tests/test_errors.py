@@ -611,6 +611,13 @@ def test_empty_tensor_needs_no_storage(entry):
     assert dst.tolist() == [1, 1, 0]
 
 
+def test_an_offset_whose_bytes_no_number_holds(entry):
+    far = torch.zeros(4, dtype=torch.float64).as_strided((0,), (1,), 2**62)
+    dst = torch.zeros(3, dtype=torch.float64)
+    entry([far, dst], [far, torch.ones(2, dtype=torch.float64)])
+    assert dst.tolist() == [1, 1, 0]
+
+
 # --- autograd -----------------------------------------------------------------------------------------------------
 
 
@@ -858,3 +865,22 @@ def test_none_in_a_mapping():
     buffers, step = by_name()
     step["seq_lens"] = None
     refuses_mapping(buffers, step, "seq_lens", exc=TypeError)
+
+
+@pytest.mark.parametrize("key", ["\ud800", b"bytes", ("a", 1), None], ids=ascii)
+def test_names_that_no_text_holds(key):
+    """The error comes through, whatever the pair is called."""
+    with pytest.raises(RuntimeError, match=r"pair 0 \(.*\): source has shape"):
+        fused_copy.replay({key: torch.zeros(2)}, {key: torch.ones(3)})
+    with pytest.raises(RuntimeError, match=r"pair 0 \(.*\): source has shape"):
+        fused_copy.Plan({key: torch.zeros(2)}).replay({key: torch.ones(3)})
+
+
+def test_a_name_whose_text_raises():
+    class Key:
+        def __str__(self):
+            raise ZeroDivisionError
+
+    key = Key()
+    with pytest.raises(RuntimeError, match=r"pair 0 \('Key'\): source has shape"):
+        fused_copy.replay({key: torch.zeros(2)}, {key: torch.ones(3)})

@@ -195,6 +195,56 @@ def test_a_fill_that_empties_the_lists():
     assert [tensor.tolist() for tensor in kept] == [*[[1, 1, 0, 0]] * 99, [1, 1, 7, 7]]
 
 
+FREED = """if True:
+    import gc, sys, torch, fused_copy
+
+    POISON = 7.0
+    gc.freeze()  # or each collection looks at all of torch
+
+    class Trap:
+        # Frees the call's memory, and takes what was freed.
+        def __init__(self, tensors):
+            self.tensors, self.cycle = tensors, self
+
+        def __del__(self):
+            for tensor in self.tensors:
+                if not freed:
+                    tensor.untyped_storage().resize_(0)
+            freed.append([torch.full((1 << 12,), POISON) for _ in self.tensors])
+
+    def of_a_plan(dst, src):
+        fused_copy.Plan(dst).replay(*src)
+
+    with torch.no_grad():
+        for way in fused_copy.replay, of_a_plan, torch.ops.fused_copy.replay:
+            for allocations in range(1, 80):
+                freed = []
+                dst = [torch.zeros(1 << 12) for _ in range(3)]
+                src = [torch.ones(1 << 12) for _ in range(3)]
+                gc.collect()
+                gc.disable()
+                Trap([src[-1]])
+                gc.set_threshold(allocations)
+                gc.enable()
+                try:
+                    way(dst, src)
+                except RuntimeError as error:
+                    assert "storage" in str(error), error
+                gc.disable()
+                gc.set_threshold(700)
+                for tensor in dst:
+                    assert set(tensor.unique().tolist()) <= {0.0, 1.0}, (way, allocations, "copied what was freed")
+    print("done")
+"""
+
+
+def test_a_finalizer_that_frees_a_source_within_the_call(tmp_path):
+    """Garbage is collected at any allocation up to Python 3.11: nothing may be allocated between checks and copy."""
+    command = [sys.executable, "-c", FREED]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.stdout == "done\n", run.stdout + run.stderr
+
+
 @pytest.mark.skipif(not FREE_THREADED, reason="needs a free-threaded Python")
 def test_importing_keeps_the_gil_off(tmp_path):
     script = """if True:
