@@ -681,12 +681,13 @@ Case wild_case(Input& in) {
   const size_t pairs = 1 + in.byte() % 3;
   const Device device{in.byte() % 2 ? DeviceType::Cuda : DeviceType::Cpu, 0};
   call.has_fills = in.byte() % 2;
-  const bool huge = in.rarely();  // each about as much as one launch can number the tiles of
-  const bool far = in.rarely();   // one step reaches about as far as a tensor may, among small ones
+  const bool huge = in.rarely();     // each about as much as one launch can number the tiles of
+  const bool far = in.rarely();      // one step reaches about as far as a tensor may, among small ones
+  const bool tangled = in.rarely();  // too many ways to reach an element to try them all
   call.dst.resize(pairs);
   call.src.resize(pairs);
   for (size_t i = 0; i < pairs; ++i) {
-    const size_t rank = huge ? 1 : in.rarely() ? in.byte() % 70 : in.byte() % 7;
+    const size_t rank = tangled ? 18 : huge ? 1 : in.rarely() ? in.byte() % 70 : in.byte() % 7;
     const uint8_t far_dimension = far ? in.byte() : 0;
     for (Tensor* tensor : {&call.dst[i], &call.src[i]}) {
       const bool any = in.rarely();
@@ -704,6 +705,8 @@ Case wild_case(Input& in) {
         tensor->strides[far_dimension % rank] = (INT64_MAX >> (4 + in.byte() % 3)) - (in.byte() << 6);
       }
     }
+    if (tangled) call.dst[i].sizes.assign(rank, 2);
+    for (int64_t& stride : call.dst[i].strides) stride = tangled ? 1 + (in.byte() << 8 | in.byte()) : stride;
     const DType dtype = far ? DType::Complex128 : any_dtype(in);
     const uint64_t apart = uint64_t{1} << 61;
     finish(call.dst[i], in.rarely() ? in.word() | apart * 7 : apart * (2 * i) + (1 << 20) + in.byte() % 32, dtype,
