@@ -78,13 +78,20 @@ bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
 }
 
+// A plain tensor's dispatch keys and device. Others with the same keys have the same layout, and a device of its type.
+struct Known {
+  uint64_t keys = 0;
+  DeviceType device_type;
+};
+
 // Reads a plain tensor. False for what only the dispatcher can read or refuse.
-bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view) {
+bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view, Known& known) {
   const AtenTensorHandle handle = handle_of(object);
   if (handle == nullptr) return false;
+  const uint64_t keys = torch_api.keys_offset != 0 ? word_of(handle, torch_api.keys_offset) : 0;
   const bool requires_grad = view.requires_grad, inference = view.inference;
   try {
-    view = read_tensor(handle);
+    view = keys != 0 && keys == known.keys ? read_tensor(handle, known.device_type) : read_tensor(handle);
   } catch (const Withheld& error) {
     const InvalidInput refusal = withheld_by_torch(object, pair, role.name, error.what());
     throw std::runtime_error(describe(refusal, name_of(role.names, pair)));
@@ -93,6 +100,7 @@ bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& vi
   }
   if (!view.strided || view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda) return false;
   if (view.address == 0 && !is_empty(view)) return false;
+  known = {keys, view.device.type};
   view.lazy = is_lazy(object, handle);
   view.requires_grad = requires_grad;
   view.inference = inference;
@@ -245,7 +253,8 @@ std::string dispatched_tensor(TensorSpan tensors, Role role) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     const auto pair = static_cast<int64_t>(i);
     TensorView view{};
-    if (are_plain(tensors.subspan(i, 1), role) && read_plain_tensor(tensors[i], pair, role, view)) continue;
+    Known known;
+    if (are_plain(tensors.subspan(i, 1), role) && read_plain_tensor(tensors[i], pair, role, view, known)) continue;
     const std::string name = name_of(role.names, pair);
     return std::string(role.name) + " " + (name.empty() ? std::to_string(pair) : name) + " is " +
            (are_plain(tensors.subspan(i, 1), role) ? "no plain memory" : Py_TYPE(tensors[i])->tp_name);
@@ -265,8 +274,9 @@ void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
 
 bool read_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views) {
   views.resize(tensors.size());
+  Known known;
   for (size_t i = 0; i < tensors.size(); ++i) {
-    if (!read_plain_tensor(tensors[i], static_cast<int64_t>(i), role, views[i])) return false;
+    if (!read_plain_tensor(tensors[i], static_cast<int64_t>(i), role, views[i], known)) return false;
   }
   return true;
 }

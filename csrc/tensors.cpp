@@ -76,16 +76,18 @@ bool has_memory(AtenTensorHandle tensor, const Memory& memory) {
          storage_size >= memory.storage_size;
 }
 
-TensorView read_tensor(AtenTensorHandle tensor) {
+TensorView read_tensor(AtenTensorHandle tensor, std::optional<DeviceType> strided_on) {
   TensorView view{};
-  int32_t layout, dtype, device_type;
-  check(aoti_torch_get_layout(tensor, &layout));
+  int32_t layout = static_cast<int32_t>(torch::headeronly::Layout::Strided);
+  int32_t dtype, device_type;
+  if (!strided_on) {
+    check(aoti_torch_get_layout(tensor, &layout));
+    check(aoti_torch_get_device_type(tensor, &device_type));
+  }
   check(aoti_torch_get_dtype(tensor, &dtype));
-  check(aoti_torch_get_device_type(tensor, &device_type));
-  check(aoti_torch_get_device_index(tensor, &view.device.index));
   view.dtype = dtype_of(dtype);
-  view.device.type = device_type_of(device_type);
-  if (view.device.type == DeviceType::Cpu) view.device.index = 0;
+  view.device.type = strided_on ? *strided_on : device_type_of(device_type);
+  if (view.device.type != DeviceType::Cpu) check(aoti_torch_get_device_index(tensor, &view.device.index));
   int64_t* sizes;
   int64_t* strides;
   // Nested tensors say that they are strided, but have no sizes.

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "planner.h"
@@ -16,9 +17,10 @@ struct Withheld : std::runtime_error {
 };
 
 // All that the planner checks but `lazy`, `requires_grad` and `inference`, which only the dispatcher or Python tell. A
-// tensor without strides or memory is read as far as it can be. Sizes and strides stay the tensor's. Throws Withheld,
-// or std::runtime_error where torch refuses to tell anything else.
-TensorView read_tensor(AtenTensorHandle tensor);
+// tensor without strides or memory is read as far as it can be. Sizes and strides stay the tensor's. `strided_on` is
+// the type of its device where it is known already, and that the tensor is strided. Throws Withheld, or
+// std::runtime_error where torch refuses to tell anything else.
+TensorView read_tensor(AtenTensorHandle tensor, std::optional<DeviceType> strided_on = std::nullopt);
 
 // What a tensor's memory is known by.
 struct Memory {

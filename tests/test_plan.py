@@ -359,7 +359,8 @@ def test_a_tensor_that_holds_its_plan_is_freed():
     buffer.plan.replay(torch.ones(2))
     alive = weakref.ref(buffer)
     del buffer
-    gc.collect()
+    for _ in range(2):  # the first look at a tensor's attributes makes a dictionary, on Python 3.12, that is too young
+        gc.collect()
     assert alive() is None
 
 

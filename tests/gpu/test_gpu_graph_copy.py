@@ -379,7 +379,8 @@ def test_a_source_that_holds_its_copy_is_freed(plan):
     source.copy_in_graph = copy
     alive = weakref.ref(source)
     del copy, source, sources
-    gc.collect()
+    for _ in range(2):  # the first look at a tensor's attributes makes a dictionary, on Python 3.12, that is too young
+        gc.collect()
     assert alive() is None
 
 
