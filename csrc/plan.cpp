@@ -106,6 +106,17 @@ void* graph_pointer(PyObject* method, const py::object& graph, std::string* refu
   }
 }
 
+// A new reference to a dictionary's item; null where there is none, or looking for it raised.
+PyObject* new_item(PyObject* dictionary, PyObject* key) {
+#if PY_VERSION_HEX >= 0x030D0000
+  PyObject* item;  // which without a GIL another thread may take out meanwhile
+  PyDict_GetItemRef(dictionary, key, &item);
+  return item;
+#else
+  return Py_XNewRef(PyDict_GetItemWithError(dictionary, key));
+#endif
+}
+
 // The object of a weak reference, null where it is gone.
 py::object referent(const py::weakref& reference) {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -157,9 +168,9 @@ py::object BoundPlan::in_order(TensorSpan arguments, PyObject* keywords) const {
     py::tuple ordered(names.size());
     size_t found = 0;
     for (; found < names.size(); ++found) {
-      PyObject* const source = PyDict_GetItemWithError(only, names[found]);
+      PyObject* const source = new_item(only, names[found]);
       if (source == nullptr) break;
-      PyTuple_SET_ITEM(ordered.ptr(), static_cast<Py_ssize_t>(found), Py_NewRef(source));
+      PyTuple_SET_ITEM(ordered.ptr(), static_cast<Py_ssize_t>(found), source);
     }
     if (PyErr_Occurred()) throw py::error_already_set();
     if (found == names.size() && PyDict_GET_SIZE(only) == static_cast<Py_ssize_t>(found)) return ordered;

@@ -29,13 +29,15 @@ class Plan:
 
     Args:
         dst: the static buffers, as for :func:`fused_copy.replay`: a sequence, or a mapping whose names then appear in
-            errors. Their memory, shapes and strides are frozen: do not resize them afterwards.
+            errors. Their shapes and strides are frozen, and their memory is held: once a tensor has come to lie
+            elsewhere (``.data =``, ``set_``, ``resize_``, ``share_memory_``), every call raises, and says to bind anew.
         fill: as for :func:`fused_copy.replay`.
 
-    A plan may be shared by threads. Fake tensors, subclasses and code under ``torch.compile`` go through
-    ``torch.ops.fused_copy.replay``. With grad mode on, each call asks whether a destination has come to require grad,
-    and outside of inference mode it moves the destinations' version counters, as autograd could notice: both cost
-    more than the copy, so replay in inference mode.
+    A plan may be shared by threads, deep-copied and pickled: copies are made anew from destinations and fill. (To hand
+    CPU tensors to another process moves them to shared memory, after which this plan raises.) Fake tensors, subclasses
+    and code under ``torch.compile`` go through ``torch.ops.fused_copy.replay``, and the repr says so. With grad mode
+    on, each call asks whether a destination has come to require grad, and outside of inference mode it moves the
+    destinations' version counters, as autograd could notice: both cost more than the copy, so replay in inference mode.
 
     Raises:
         RuntimeError, TypeError, KeyError: as :func:`fused_copy.replay`, for what concerns the destinations alone.
@@ -76,8 +78,9 @@ class Plan:
 
         Args:
             graph: the graph under capture, made with ``keep_graph=True``.
-            sources: as for :meth:`replay`. The graph copies these until :meth:`GraphCopy.update` names others. The
-                returned object holds them, as a graph that is instantiated anew begins with them.
+            sources: as for :meth:`replay`, one by one or as one mapping. The graph copies these until
+                :meth:`GraphCopy.update` names others. The returned object holds them, as a graph that is instantiated
+                anew begins with them.
 
         Raises:
             RuntimeError: as :meth:`replay`; the destinations are not on a GPU; the stream is not capturing; the graph
@@ -108,7 +111,7 @@ class Plan:
         device = self.destinations[0].device if self.destinations else "no device"
         rows = [
             (
-                str(i) if self.names is None else self.names[i],
+                str(i if self.names is None else self.names[i]),
                 f"{str(buffer.dtype).removeprefix('torch.')}{list(buffer.shape)}",
                 "" if buffer.is_contiguous() else f"strides {tuple(buffer.stride())}",
                 "" if self.fill is None or self.fill[i] is None else f"fill {self.fill[i]!r}",
@@ -124,16 +127,17 @@ class Plan:
 class GraphCopy:
     """A plan's copy inside a CUDA graph. Made by :meth:`Plan.capture`.
 
-    ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes, strides and dtypes,
-    as far as the plan allows. It launches nothing; launches already enqueued keep the sources they had. Before the
-    graph is instantiated it changes what every executable of the graph begins with, later the executable alone.
+    ``update(step)`` or ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes,
+    strides and dtypes, as far as the plan allows. It launches nothing; launches already enqueued keep the sources they
+    had. Before the graph is instantiated it changes what every executable of the graph begins with, later the
+    executable alone.
 
     The sources of the last update are held until the next one, those that executables begin with as long as this object
-    lives: keep it while the graph may be launched. Update and drop it on the stream that launches the graph, or when
-    that is idle: pinned sources are let go once the work is done that the current stream has then. Device sources of
-    another stream need ``record_stream``, as everywhere in torch. Nothing waits, but where pinned sources are let go
-    while the GPU's queue is full: marking where the stream's work ends takes a place in the queue, as a launch does.
-    Other threads run Python meanwhile.
+    lives: keep it while the graph may be launched. It does not keep the graph: an update after that is gone raises.
+    Update and drop it on the stream that launches the graph, or when that is idle: pinned sources are let go once the
+    work is done that the current stream has then. Device sources of another stream need ``record_stream``, as
+    everywhere in torch. Nothing waits, but where pinned sources are let go while the GPU's queue is full: marking where
+    the stream's work ends takes a place in the queue, as a launch does. Other threads run Python meanwhile.
 
     ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph
     holds, while the graph is still being captured, after it was reset, where the copy was captured in another graph
