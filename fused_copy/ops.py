@@ -135,9 +135,14 @@ def sources_in_order(
 
 
 def _check_integers(fill: Sequence[float | None] | None) -> None:
-    """For traced code, whose numbers the op's schema makes floats."""
+    """For traced code, whose numbers the op's schema makes floats. By arithmetic that holds for symbolic ones too."""
     for pair, number in enumerate(fill or ()):
-        if isinstance(number, int) and not -(2**53) <= number <= 2**53 and float(number) != number:
+        if not isinstance(number, int):
+            continue
+        apart = 1  # floats are so far apart there
+        while not -(2**53) * apart <= number <= 2**53 * apart:
+            apart *= 2
+        if number % apart != 0:
             raise TypeError(
                 f"fused_copy: pair {pair}: fill is {number}: expected None or a number that a float holds exactly"
             )

@@ -306,12 +306,19 @@ def test_the_text_says_how_to_get_a_number_that_fits():
     assert torch.equal(dst[1], torch.tensor(0.1))
 
 
-def test_traced_code_refuses_integers_beyond_a_double():
+@pytest.mark.parametrize("dynamic", [False, True], ids=["constant", "symbolic"])
+def test_traced_code_refuses_integers_beyond_a_double(dynamic):
     """The op's schema makes floats of them."""
+    torch.compiler.reset()
     dst, source = torch.zeros(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
-    compiled = torch.compile(lambda d, s: fused_copy.replay([d], [s], [ODD]), backend="eager")
-    with pytest.raises((TypeError, RuntimeError), match=r"pair 0: fill is 9007199254740993"):
-        compiled(dst, source)
+    compiled = torch.compile(lambda d, s, n: fused_copy.replay([d], [s], [n]), backend="eager", dynamic=dynamic)
+    for exact in (5, 2**53, 2**53 + 2, 2**60, -(2**63)):
+        compiled(dst, source, exact)
+        assert dst.tolist() == [1, exact, exact]
+    dst.zero_()
+    for number in (ODD, -ODD, 2**54 + 2, 2**60 + 1):
+        with pytest.raises((TypeError, RuntimeError), match=f"pair 0: fill is {number}"):
+            compiled(dst, source, number)
     assert dst.tolist() == [0, 0, 0]
 
 
