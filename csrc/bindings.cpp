@@ -51,8 +51,8 @@ class Call {
 
   // Has torch's own operators copy, by a function of backends.py.
   template <class... More>
-  void run_by_torch(const char* function, More&&... more) {
-    call_python("fused_copy.backends", function, destinations_, sources_, fill_, std::forward<More>(more)...);
+  void run_by_torch(const char* function, const More&... more) {
+    call_python("fused_copy.backends", function, py::make_tuple(destinations_, sources_, fill_, more...));
   }
 
   std::string describe(const InvalidInput& error) const {
@@ -122,6 +122,27 @@ py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle n
   return call.explain();
 }
 
+// check_metadata() of lists of tuples with the members of a Description.
+void check_described(py::list dst, py::list src, py::object fill) {
+  const auto numbers = [](py::handle sequence) {
+    std::vector<int64_t> numbers;
+    for (const py::handle number : sequence) numbers.push_back(number.cast<int64_t>());
+    return numbers;
+  };
+  const auto descriptions = [&](const py::list& tensors) {
+    std::vector<Description> found;
+    for (const py::handle item : tensors) {
+      const auto tensor = py::reinterpret_borrow<py::tuple>(item);
+      found.push_back({tensor[0].cast<std::string>(), tensor[1].cast<std::string>(), tensor[2].cast<int32_t>(),
+                       tensor[3].cast<bool>(), tensor[4].cast<bool>(), numbers(tensor[5]), numbers(tensor[6])});
+    }
+    return found;
+  };
+  std::vector<Fill> fills;
+  const bool has_fills = read_fills(fill, py::none(), fills);
+  with_names(py::none(), [&] { check_metadata(descriptions(dst), descriptions(src), has_fills ? &fills : nullptr); });
+}
+
 // What the binary was built with and for; None where that is the CPU alone.
 py::object build_info() {
   const auto& [cuda_version, architectures, ptx] = kGpuBuild;
@@ -181,7 +202,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("missing", &missing);
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
-  define_check_metadata(module);
+  module.def("check_metadata", &check_described, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("launch_nothing", &launch_nothing, py::arg("device"));
   module.def("capture_nothing", &capture_nothing, py::arg("device"));
   module.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));

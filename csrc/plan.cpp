@@ -178,7 +178,7 @@ py::object BoundPlan::in_order(TensorSpan arguments, PyObject* keywords) const {
   // Other mappings, and what is wrong.
   py::tuple positional(arguments.size());
   for (size_t i = 0; i < arguments.size(); ++i) positional[i] = py::handle(arguments[i]);
-  return call_python("fused_copy.ops", "sources_in_order", names_, positional, keywords != nullptr);
+  return call_python("fused_copy.ops", "sources_in_order", py::make_tuple(names_, positional, keywords != nullptr));
 }
 
 // Where a tensor lies elsewhere by now, or its storage is shorter, somebody else's memory may be where it was.
@@ -247,10 +247,10 @@ std::span<const PlannedLaunch> BoundPlan::plan_for_graph(TensorSpan sources, Wor
 
 void BoundPlan::replay(TensorSpan sources) const {
   const Profiled profiled("fused_copy.Plan.replay");
-  const auto by_torch = [&](const char* module, const char* function, auto&&... more) {
+  const auto by_torch = [&](const char* module, const char* function, const auto&... more) {
     py::tuple tensors(sources.size());
     for (size_t i = 0; i < sources.size(); ++i) tensors[i] = py::handle(sources[i]);
-    call_python(module, function, destinations_, tensors, fill_, more...);
+    call_python(module, function, py::make_tuple(destinations_, tensors, fill_, more...));
   };
   BorrowedWorkspace work;
   std::optional<std::span<const PlannedLaunch>> launches;

@@ -345,8 +345,15 @@ bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
   return true;
 }
 
+py::object call_python(const char* module, const char* function, const py::tuple& arguments) {
+  const py::object callable = py::module_::import(module).attr(function);
+  auto result = py::reinterpret_steal<py::object>(PyObject_CallObject(callable.ptr(), arguments.ptr()));
+  if (!result) throw py::error_already_set();
+  return result;
+}
+
 void Profiled::enter(const char* name) {
-  record_ = call_python("torch.autograd.profiler", "record_function", name);
+  record_ = call_python("torch.autograd.profiler", "record_function", py::make_tuple(name));
   record_.attr("__enter__")();
 }
 

@@ -81,10 +81,7 @@ PyObject* translate_errors(Body body) {
 py::object call(PyObject* function, PyObject* argument = nullptr);
 
 // Calls a function of one of the package's modules, which is looked up anew: for what is rare.
-template <class... Arguments>
-py::object call_python(const char* module, const char* function, Arguments&&... arguments) {
-  return py::module_::import(module).attr(function)(std::forward<Arguments>(arguments)...);
-}
+py::object call_python(const char* module, const char* function, const py::tuple& arguments);
 
 // A call's name in torch's profiler, while that records.
 class Profiled {
