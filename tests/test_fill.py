@@ -306,6 +306,13 @@ def test_the_text_says_how_to_get_a_number_that_fits():
     assert torch.equal(dst[1], torch.tensor(0.1))
 
 
+def test_the_raw_op_is_given_floats():
+    """Its schema says so, and torch's parser makes them before the op sees a number; the function and plans compare."""
+    dst, source = torch.zeros(3, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+    torch.ops.fused_copy.replay([dst], [source], [ODD])
+    assert dst.tolist() == [1, 2**53, 2**53]
+
+
 @pytest.mark.parametrize("dynamic", [False, True], ids=["constant", "symbolic"])
 def test_traced_code_refuses_integers_beyond_a_double(dynamic):
     """The op's schema makes floats of them."""
