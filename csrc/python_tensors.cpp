@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <future>
 
 #include "tensors.h"
 
@@ -170,9 +171,8 @@ void find_includes_key(const py::object& c) {
   if (torch_api.modes_key && torch_api.tracer_key) torch_api.includes_key = includes;
 }
 
-}  // namespace
-
-void look_up_torch() {
+// Makes tensors and reads them.
+void look_up() {
   // The references are kept for the life of the process, as torch is.
   std::string missing;
   const auto find = [&](const py::object& owner, const char* name, bool needed = true) -> PyObject* {
@@ -216,6 +216,17 @@ void look_up_torch() {
   if (py::hasattr(c, "_dispatch_key_parse") && py::hasattr(c, "_dispatch_tls_set_dispatch_key_included")) {
     find_includes_key(c);
   }
+}
+
+}  // namespace
+
+void look_up_torch() {
+  const py::gil_scoped_release released;
+  const auto with_gil = [] {
+    const py::gil_scoped_acquire held;
+    look_up();
+  };
+  std::async(std::launch::async, with_gil).get();
 }
 
 AtenTensorHandle handle_of(PyObject* tensor) {

@@ -51,7 +51,7 @@ extern Torch torch_api;
 enum class Backend { Fused, Reference, Fallback };
 extern std::atomic<Backend> backend;
 
-// Makes tensors and reads them, so it must run where no device, mode or transform of the importing code applies.
+// In a thread of its own: the calling one may have a device context, a mode or a transform, a new one has none.
 void look_up_torch();
 
 // A function with CPython's fast calling convention, which costs less per call than a binding of pybind11.

@@ -1,7 +1,5 @@
 """Loads the binary, which registers ``torch.ops.fused_copy.replay``."""
 
-import threading
-
 import torch  # the binary resolves its symbols when it is loaded
 
 try:
@@ -13,10 +11,7 @@ except ImportError as error:
         "import it from outside the clone, whose own fused_copy folder has no binary."
     ) from error
 
-# It makes tensors, for which the importing thread may have a device context, a mode or a transform; a new one has none.
-_looking = threading.Thread(target=_C.look_up_torch)
-_looking.start()
-_looking.join()
+_C.look_up_torch()
 
 missing: list[str] = _C.missing()
 """What this torch lacks without which calls are slower or something is not refused, in words."""
