@@ -158,7 +158,8 @@ py::object build_info() {
 uint64_t capture_nothing(int device) { return reinterpret_cast<uint64_t>(capture_launch(nullptr, device).node.node); }
 void set_nothing(uint64_t executable, uint64_t node, int device) {
   static PlannedLaunch launch{{}, kHeaderWords + 1};
-  ++launch.params.words[kHeaderWords];
+  std::byte& changing = launch.params.bytes[sizeof(LaunchHeader)];
+  changing ^= std::byte{1};
   GraphNode graph_node{reinterpret_cast<void*>(node), 1};
   set_node(reinterpret_cast<void*>(executable), graph_node, &launch, device);
 }

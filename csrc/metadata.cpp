@@ -1,6 +1,20 @@
 #include "metadata.h"
 
+#include <algorithm>
+#include <iterator>
+#include <string_view>
+
+#include "planner.h"
+
 namespace fused_copy {
+namespace {
+
+DType dtype_of_name(std::string_view name) {
+  const auto* const row = std::ranges::find(kDTypes, name, &DTypeInfo::name);
+  return row == std::end(kDTypes) ? DType::Unsupported : row->dtype;
+}
+
+}  // namespace
 
 void check_metadata(const std::vector<Description>& destinations, const std::vector<Description>& sources,
                     const std::vector<Fill>* fills) {

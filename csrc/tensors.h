@@ -6,7 +6,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "planner.h"
+#include "tensor_view.h"
 
 namespace fused_copy {
 
