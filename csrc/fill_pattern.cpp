@@ -48,8 +48,9 @@ std::optional<uint64_t> encode_power_of_two(double value, const NumberFormat& fo
 
 std::optional<uint64_t> encode_integer(double value, const NumberFormat& format) {
   const bool is_signed = format.kind == NumberFormat::Signed;
-  const double low = is_signed ? -std::ldexp(1.0, format.bits - 1) : 0.0;
-  const double high = std::ldexp(1.0, is_signed ? format.bits - 1 : format.bits);
+  const auto half = static_cast<double>(uint64_t{1} << (format.bits - 1));
+  const double low = is_signed ? -half : 0.0;
+  const double high = is_signed ? half : 2 * half;
   if (!(value >= low && value < high) || value != std::floor(value)) return std::nullopt;
   const uint64_t encoded =
       value < 0 ? static_cast<uint64_t>(static_cast<int64_t>(value)) : static_cast<uint64_t>(value);
