@@ -34,12 +34,12 @@ void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
     fail(
         "has a dtype that cannot be copied: sub-byte, quantized and opaque dtypes are not supported; view it as uint8");
   }
-  if (view.requires_grad) {
+  if (view.autograd.requires_grad) {
     fail(
         "requires grad while grad mode is on, and an in-place copy is not differentiable here: call under "
         "torch.no_grad() or torch.inference_mode(), or pass detach() of it");
   }
-  if (view.inference) {
+  if (view.autograd.inference) {
     fail("is an inference tensor, which outside inference mode must not change: call under torch.inference_mode()");
   }
   if (!holds_memory(view.device)) fail("is on " + device_name(view.device) + ": expected a CPU or CUDA tensor");

@@ -47,8 +47,8 @@ inline bool holds_memory(const Device& device) { return device.type <= DeviceTyp
 
 // The bytes from a tensor's first element to the end of its last. Checks all that one tensor alone can get wrong.
 inline int64_t check_tensor(int64_t pair, const char* role, const TensorView& view) {
-  const bool plain = view.strided & (view.dtype != DType::Unsupported) & !view.requires_grad & !view.inference &
-                     holds_memory(view.device) & (view.rank <= kMaxRank);
+  const bool plain = view.strided & (view.dtype != DType::Unsupported) & !view.autograd.requires_grad &
+                     !view.autograd.inference & holds_memory(view.device) & (view.rank <= kMaxRank);
   const int64_t bytes = byte_extent(view);
   if (bytes > 0) {
     const bool stored = view.address != 0 && bytes <= view.storage_bytes && bytes != kTooManyBytes &&

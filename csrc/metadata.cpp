@@ -34,7 +34,7 @@ void check_metadata(const std::vector<Description>& destinations, const std::vec
       view.device.index = tensor.device_index;
       view.pinned = view.device.type == DeviceType::Cpu;  // which only the op itself can tell
       view.strided = tensor.strided;
-      view.requires_grad = tensor.requires_grad;
+      view.autograd.requires_grad = tensor.requires_grad;
       // Where memory will lie is not known: as far apart and as aligned as it can.
       view.storage_bytes = INT64_MAX;
       view.address = end + 64;

@@ -55,8 +55,8 @@ TensorView read_tensor(AtenTensorHandle tensor, const Questions& ask) {
   view.lazy = ask.lazy && (is("aten::is_conj", tensor) || is("aten::is_neg", tensor));
   if (ask.autograd) {
     // Inference mode turns grad mode off, so an inference tensor is outside of it here.
-    view.inference = is("aten::is_inference", tensor);
-    view.requires_grad = !view.inference && requires_grad(tensor);
+    view.autograd.inference = is("aten::is_inference", tensor);
+    view.autograd.requires_grad = !view.autograd.inference && requires_grad(tensor);
   }
   return view;
 }

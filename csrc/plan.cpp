@@ -213,17 +213,13 @@ void BoundPlan::refuse_memory(size_t index, AtenTensorHandle handle) const {
                            "(.data =, set_(), resize_(), share_memory_()); bind a new plan");
 }
 
-void BoundPlan::check_autograd(Workspace& work) const {
-  const auto refused = [](const TensorView& view) { return view.requires_grad || view.inference; };
-  std::vector<TensorView>& asked = work.destination_views;
-  if (std::ranges::none_of(asked, refused)) return;
+void BoundPlan::check_autograd(std::span<const TensorView> asked) const {
   for (size_t i = 0; i < asked.size(); ++i) {
-    const bool requires_grad = asked[i].requires_grad, inference = asked[i].inference;
-    asked[i] = bound_.views()[i];
-    asked[i].requires_grad = requires_grad;
-    asked[i].inference = inference;
+    if (!asked[i].autograd.requires_grad && !asked[i].autograd.inference) continue;
+    TensorView view = bound_.views()[i];
+    view.autograd = asked[i].autograd;
+    check_tensor(static_cast<int64_t>(i), "destination", view);
   }
-  work.destinations.bind(asked, nullptr);
 }
 
 std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {
@@ -233,7 +229,7 @@ std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources
   if (plain && grad_mode && destinations_) ask_autograd(items_of(destinations_), work.destination_views);
   check_memory();
   if (!plain || !read_tensors(sources, role, work.source_views)) return std::nullopt;
-  if (grad_mode) check_autograd(work);
+  if (grad_mode) check_autograd(work.destination_views);
   locate_pinned(bound_.views(), work.source_views);
   return work.planner.plan(bound_, work.source_views);
 }

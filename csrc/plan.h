@@ -59,7 +59,8 @@ class BoundPlan {
  private:
   void check_memory() const;
   void refuse_memory(size_t index, AtenTensorHandle handle) const;
-  void check_autograd(Workspace& work) const;
+  // Throws InvalidInput where autograd refuses a destination, as ask_autograd() was told.
+  void check_autograd(std::span<const TensorView> asked) const;
 
   py::object destinations_;  // a tuple; null once it was collected
   py::object fill_;

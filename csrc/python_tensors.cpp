@@ -90,7 +90,7 @@ bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& vi
   const AtenTensorHandle handle = handle_of(object);
   if (handle == nullptr) return false;
   const uint64_t keys = torch_api.keys_offset != 0 ? word_of(handle, torch_api.keys_offset) : 0;
-  const bool requires_grad = view.requires_grad, inference = view.inference;
+  const Autograd autograd = view.autograd;
   try {
     view = keys != 0 && keys == known.keys ? read_tensor(handle, known.device_type) : read_tensor(handle);
   } catch (const Withheld& error) {
@@ -103,8 +103,7 @@ bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& vi
   if (view.address == 0 && !is_empty(view)) return false;
   known = {keys, view.device.type};
   view.lazy = is_lazy(object, handle);
-  view.requires_grad = requires_grad;
-  view.inference = inference;
+  view.autograd = autograd;
   return true;
 }
 
@@ -278,8 +277,8 @@ void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
   if (!aoti_torch_grad_mode_is_enabled()) return;
   const bool inference_mode = is_inference_mode();
   for (size_t i = 0; i < views.size(); ++i) {
-    views[i].requires_grad = py::handle(destinations[i]).attr("requires_grad").ptr() == Py_True;
-    views[i].inference = !inference_mode && is_inference(destinations[i]);
+    views[i].autograd.requires_grad = py::handle(destinations[i]).attr("requires_grad").ptr() == Py_True;
+    views[i].autograd.inference = !inference_mode && is_inference(destinations[i]);
   }
 }
 
@@ -297,7 +296,7 @@ void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorVi
   for (size_t i = 0; i < tensors.size(); ++i) {
     const AtenTensorHandle handle = handle_of(tensors[i]);
     if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
-    const bool requires_grad = views[i].requires_grad, inference = views[i].inference;
+    const Autograd autograd = views[i].autograd;
     try {
       views[i] = read_tensor(handle);
     } catch (const Withheld& error) {
@@ -305,8 +304,7 @@ void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorVi
           describe(withheld_by_torch(tensors[i], static_cast<int64_t>(i), role.name, error.what())));
     }
     views[i].lazy = is_lazy(tensors[i], handle);
-    views[i].requires_grad = requires_grad;
-    views[i].inference = inference;
+    views[i].autograd = autograd;
   }
 }
 

@@ -18,6 +18,12 @@ struct Device {
 
 constexpr int kMaxRank = 64;  // torch's own limit for most operators
 
+// What autograd refuses of a destination. Told by other means than the rest of a tensor, and while grad mode is on.
+struct Autograd {
+  bool requires_grad = false;
+  bool inference = false;  // an inference tensor outside inference mode
+};
+
 // What a front door knows of a tensor. Sizes and strides stay where the tensor keeps them; strides count elements.
 struct TensorView {
   uint64_t address;
@@ -27,11 +33,10 @@ struct TensorView {
   int64_t storage_bytes;  // from `address` to the end of the storage
   DType dtype;
   Device device;
-  bool pinned = false;         // host memory that the destinations' GPU reads at `address`
-  bool strided = true;         // false: sparse or another layout that has no strides
-  bool lazy = false;           // conjugated or negated on paper: the memory does not hold the values
-  bool requires_grad = false;  // and grad mode is on
-  bool inference = false;      // an inference tensor outside inference mode, and grad mode is on
+  bool pinned = false;  // host memory that the destinations' GPU reads at `address`
+  bool strided = true;  // false: sparse or another layout that has no strides
+  bool lazy = false;    // conjugated or negated on paper: the memory does not hold the values
+  Autograd autograd;
 };
 
 constexpr int64_t kTooManyBytes = INT64_MAX;

@@ -16,7 +16,7 @@ struct Withheld : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// All that the planner checks but `lazy`, `requires_grad` and `inference`, which only the dispatcher or Python tell. A
+// All that the planner checks but `lazy` and `autograd`, which only the dispatcher or Python tell. A
 // tensor without strides or memory is read as far as it can be. Sizes and strides stay the tensor's. `strided_on` is
 // the type of its device where it is known already, and that the tensor is strided. Throws Withheld, or
 // std::runtime_error where torch refuses to tell anything else.

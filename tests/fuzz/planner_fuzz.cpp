@@ -76,7 +76,7 @@ void print(const char* role, size_t i, const Tensor& tensor) {
       "  %s %zu: %s at %#llx, %lld bytes there, device %d:%d, pinned %d strided %d lazy %d grad %d inference %d, ",
       role, i, info(view.dtype).name, static_cast<unsigned long long>(view.address),
       static_cast<long long>(view.storage_bytes), static_cast<int>(view.device.type), view.device.index, view.pinned,
-      view.strided, view.lazy, view.requires_grad, view.inference);
+      view.strided, view.lazy, view.autograd.requires_grad, view.autograd.inference);
   for (size_t d = 0; d < tensor.sizes.size(); ++d) {
     std::fprintf(stderr, " %lld:%lld", static_cast<long long>(tensor.sizes[d]),
                  static_cast<long long>(tensor.strides[d]));
@@ -105,8 +105,8 @@ void any_flags(Input& in, TensorView& view) {
   const uint8_t bits = pick < 192 ? 1 << pick % 8 : in.byte();
   view.strided = !(bits & 1);
   view.lazy = bits & 2;
-  view.requires_grad = bits & 4;
-  view.inference = bits & 8;
+  view.autograd.requires_grad = bits & 4;
+  view.autograd.inference = bits & 8;
   view.pinned = bits & 16;
   if (bits & 32) view.device = {static_cast<DeviceType>(in.byte() % 4), in.byte() % 2};
   if (bits & 64) view.address = 0;
@@ -253,8 +253,8 @@ __int128 extent_of(const TensorView& view) {
 }
 
 bool tensor_is_right(const TensorView& view) {
-  if (!view.strided || view.lazy || view.requires_grad || view.inference || view.dtype == DType::Unsupported ||
-      view.device.type > DeviceType::Cuda || view.rank > 64) {
+  if (!view.strided || view.lazy || view.autograd.requires_grad || view.autograd.inference ||
+      view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda || view.rank > 64) {
     return false;
   }
   for (int64_t d = 0; d < view.rank; ++d) {
