@@ -7,7 +7,7 @@
 namespace fused_copy {
 namespace {
 
-// How an error says that tensors overlap, or that the search was given up.
+// The verb of an error about two tensors that overlap, or whose search was given up undecided.
 std::string verb(Shared shared, const char* known) { return shared == Shared::Yes ? known : "may share"; }
 const char* doubt(Shared shared) {
   return shared == Shared::Yes ? "" : " (it could not be shown that they do not overlap: their strides do not nest)";
@@ -73,7 +73,7 @@ bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, 
   for (int64_t d = 0; same_memory && d < source.rank; ++d) {
     same_memory = source.sizes[d] == 1 || source.strides[d] == destination.strides[d];
   }
-  // What lies within its own destination shares nothing with others, which that does not overlap.
+  // Destinations do not overlap each other, so a source that is its own destination overlaps no other one.
   if (same_memory) return true;
   const auto [shared, other, _] = index_.find(source, views_);
   if (shared != Shared::No) {

@@ -22,7 +22,8 @@ std::optional<uint64_t> encode_float(double value, const NumberFormat& format) {
   }
   int exponent;
   std::frexp(value, &exponent);
-  // |value| = m * 2^(exponent - 1) with 1 <= m < 2; below the smallest normal exponent the step stays that of it.
+  // |value| = m * 2^(exponent - 1) with 1 <= m < 2. Subnormal numbers are as far apart as those of the smallest normal
+  // exponent.
   const int biased = std::max(exponent - 1 + format.bias, 1);
   const double steps = std::ldexp(std::fabs(value), format.mantissa_bits + format.bias - biased);
   const auto significand = static_cast<uint64_t>(steps);
@@ -36,7 +37,7 @@ std::optional<uint64_t> encode_float(double value, const NumberFormat& format) {
   return sign | bits;
 }
 
-// 2^k is k + bias.
+// 2^k is encoded as k + bias.
 std::optional<uint64_t> encode_power_of_two(double value, const NumberFormat& format) {
   if (std::isnan(value)) return format.nan;
   int exponent;
@@ -58,7 +59,7 @@ std::optional<uint64_t> encode_integer(double value, const NumberFormat& format)
 }
 
 std::optional<uint64_t> encode_exactly(double value, const NumberFormat& format) {
-  if (format == kFloat64) return std::bit_cast<uint64_t>(value);  // the caller's NaN, too
+  if (format == kFloat64) return std::bit_cast<uint64_t>(value);  // keeps the payload of a NaN
   switch (format.kind) {
     case NumberFormat::Opaque: return std::nullopt;
     case NumberFormat::Unsigned:

@@ -22,7 +22,7 @@ const char* advice(cudaError_t error) {
 
 void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // what is not sticky must not surface at somebody else's next call
+  cudaGetLastError();  // clears the error, which the next CUDA call of other code would report as its own
   throw std::runtime_error(std::string("fused_copy: ") + what + " failed: " + cudaGetErrorName(error) + ": " +
                            cudaGetErrorString(error) + advice(error));
 }
@@ -63,7 +63,7 @@ const Driver& driver() {
   return driver;
 }
 
-// What is looked up on a device once.
+// What is looked up once for each GPU.
 struct PerDevice {
   std::atomic<CUcontext> context;
   std::atomic<CUfunction> kernels[kKernels];
@@ -101,8 +101,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// For calls on memory, events and code that no capture concerns: a capture, also of another thread, would be
-// invalidated by them.
+// Allows calls that would invalidate a capture under way, in this thread or another: on memory, events and code that
+// are no part of any graph.
 class AllowDuringCapture {
  public:
   AllowDuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -138,7 +138,7 @@ void enqueue(const PlannedLaunch& launch, int device_index, cudaStream_t stream)
         "the launch");
 }
 
-// A kernel that finds no tile.
+// A launch whose warps find no tile, and end.
 const PlannedLaunch& empty_launch() {
   static const PlannedLaunch launch{{}, kHeaderWords};
   return launch;

@@ -28,7 +28,7 @@ __device__ inline To from_float(float value) {
 namespace fused_copy {
 namespace {
 
-// A unit as the type that one instruction loads and stores: of bytes in a struct the compiler makes many registers.
+// A unit as a type that one instruction loads and stores. Of a struct of bytes the compiler would make many registers.
 template <int kBytes>
 using Unit = std::conditional_t<
     kBytes == 16, uint4,
@@ -40,7 +40,7 @@ struct alignas(sizeof(T) * kElements < 16 ? sizeof(T) * kElements : 16) Elements
   T values[kElements];
 };
 
-// What tensors are made of, pinned ones too, is global memory. Told so, the compiler need not ask at every access.
+// Tensors lie in global memory, pinned ones too. Saying so saves the compiler generic loads and stores.
 template <class T>
 __device__ inline T* in_global(uint64_t address) {
   return static_cast<T*>(__cvta_global_to_generic(address));
@@ -86,8 +86,8 @@ __device__ inline void copy_bytes(uint64_t src, uint64_t dst, int64_t count) {
   }
 }
 
-// A tile of one row whose units are those of the address space: the row's first and its last may lie in it only in
-// part, and the last of its columns may be beyond it.
+// A tile of one row, in units that are aligned in the destination's address space: the row may begin and end in the
+// middle of a unit, and the last of its columns may be beyond it.
 template <int kBytes>
 __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   constexpr int64_t step = kWarpLanes * kBytes;
@@ -200,7 +200,7 @@ __device__ inline void cast_units(int from, int to, const LaneWalk& walk,
   }
 }
 
-// Whether the operation is this direct cast, which is then done.
+// Does this direct cast, where it is the operation.
 template <int kCast, int kElements>
 __device__ inline bool cast_directly(Operation operation, const LaneWalk& walk) {
   constexpr DTypePair cast = kDirectCasts[kCast];

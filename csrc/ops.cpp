@@ -35,8 +35,8 @@ StableIValue call_operator(const char* name, AtenTensorHandle tensor, std::initi
 
 bool is(const char* question, AtenTensorHandle tensor) { return to<bool>(call_operator(question, tensor)); }
 
-// Properties that only the dispatcher tells: asked where they can matter, as each answer costs about as much as the
-// rest of a tensor together.
+// Which properties to ask the dispatcher for, as only it tells them: each answer costs about as much as reading all
+// the rest of a tensor.
 struct Questions {
   bool lazy;
   bool autograd;
@@ -118,7 +118,7 @@ void read_tensors(const OwnedTensors& tensors, const char* role, const Questions
 }
 
 void replay(StableIValue* stack, bool lazy) {
-  // All three are this function's to give back, whichever of them fails.
+  // This function owns all three lists, and gives each back even where reading another one throws.
   const List dst(to<StableListHandle>(stack[0])), src(to<StableListHandle>(stack[1]));
   const List fill(optional_list(stack[2]));
   const OwnedTensors destinations = tensors_of(dst), sources = tensors_of(src);

@@ -154,13 +154,13 @@ int64_t divisor_of_largest(const TensorView& view, size_t count) {
   return std::accumulate(steps.begin(), steps.begin() + count, int64_t{0}, std::gcd<int64_t, int64_t>);
 }
 
-// So few are compared with each other rather than told apart first.
+// Up to so many tensors are compared each with each, without an index.
 constexpr size_t kFewTensors = 8;
 
 }  // namespace
 
 Shared shares_own_elements(const TensorView& view) {
-  // Mostly each stride steps over all that the dimensions after it reach.
+  // The common case: each stride is at least as large as the extent of the dimensions after it.
   int64_t extent = 1;
   int64_t d = view.rank;
   for (; d > 0 && (view.sizes[d - 1] == 1 || view.strides[d - 1] >= extent); --d) {

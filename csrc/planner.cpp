@@ -150,7 +150,7 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   }
 }
 
-// Inlined, as a call with so many arguments would be a tenth of a pair.
+// Inlined: a call with so many arguments would cost a tenth of a pair's planning.
 [[gnu::always_inline]] inline void LaunchPlanner::add_task(int64_t pair, Operation operation, int width_log2,
                                                            int unit_log2, uint64_t src, uint64_t dst, uint64_t columns,
                                                            std::span<const Extent> extents, bool dense) {
@@ -195,7 +195,7 @@ void LaunchPlanner::add_bytes(int64_t pair, Operation operation, int item_bytes,
   int width_log2 = trailing_zeros(addresses | row_bytes);
   if (copy && row_bytes >= kMinRaggedRowBytes && trailing_zeros(phases) > width_log2) {
     width_log2 = trailing_zeros(phases);
-    // A row that begins in the middle of a unit touches one more than it would fill.
+    // A row that begins in the middle of a unit touches one unit more than its bytes fill.
     const uint64_t columns = divide_up_log2(row_bytes - 1, width_log2) + 1;
     extents[0].src_stride = extents[0].dst_stride = int64_t{1} << width_log2;
     add_task(pair, Operation::CopyRagged, width_log2, width_log2, src, dst, columns, extents, /*dense=*/false);
@@ -229,7 +229,7 @@ void LaunchPlanner::add_cast(int64_t pair, const TensorView& destination, const 
                                    castable_size_log2(static_cast<int>(destination.dtype)));
   int width_log2 = 0;
   if (side_by_side) {
-    // Units of which the larger is one access, so that the accesses of a warp leave no gaps.
+    // The larger side's unit is one 16-byte access, so that the accesses of a warp leave no gaps.
     const int wide = std::min(kMaxCastWidthLog2, kMaxUnitLog2 - larger_log2);
     const int src_unit = src_item << wide;
     const int dst_unit = dst_item << wide;

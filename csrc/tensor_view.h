@@ -1,4 +1,4 @@
-// What is known of a tensor before anything is decided. Plain C++: no torch, no CUDA, no Python.
+// A tensor's metadata, as the planner takes it. Plain C++: no torch, no CUDA, no Python.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct Device {
 
 constexpr int kMaxRank = 64;  // torch's own limit for most operators
 
-// What autograd refuses of a destination. Told by other means than the rest of a tensor, and while grad mode is on.
+// What autograd refuses of a destination, where grad mode is on. It is asked for apart from the rest of a tensor.
 struct Autograd {
   bool requires_grad = false;
   bool inference = false;  // an inference tensor outside inference mode
@@ -35,7 +35,7 @@ struct TensorView {
   Device device;
   bool pinned = false;  // host memory that the destinations' GPU reads at `address`
   bool strided = true;  // false: sparse or another layout that has no strides
-  bool lazy = false;    // conjugated or negated on paper: the memory does not hold the values
+  bool lazy = false;    // has its conjugate or negative bit set: the memory does not hold the values
   Autograd autograd;
 };
 
@@ -44,7 +44,7 @@ constexpr int64_t kTooManyBytes = INT64_MAX;
 // As far as sizes and strides tell: whether the tensor has no elements in this dimension, or they are negative.
 inline bool has_none(const TensorView& view, int64_t d) { return view.sizes[d] <= 0 || view.strides[d] < 0; }
 
-// byte_extent() of a tensor that dimension `d` makes too large. Apart from it, so that it is inlined.
+// byte_extent() of a tensor that dimension `d` makes too large. A function of its own, so that the other is inlined.
 [[gnu::cold]] int64_t huge_extent(const TensorView& view, int64_t d);
 
 // From a tensor's first byte to its last, as far as its sizes and strides tell; kTooManyBytes where that overflows, 0

@@ -22,7 +22,7 @@ struct Withheld : std::runtime_error {
 // std::runtime_error where torch refuses to tell anything else.
 TensorView read_tensor(AtenTensorHandle tensor, std::optional<DeviceType> strided_on = std::nullopt);
 
-// What a tensor's memory is known by.
+// Tells a tensor's memory from others.
 struct Memory {
   const void* data;
   int64_t storage_size;
