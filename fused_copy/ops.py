@@ -135,7 +135,7 @@ def sources_in_order(
     return sources  # type: ignore[return-value]  # the binary refuses what is no tensor
 
 
-def _check_integers(fill: Sequence[float | None] | None) -> None:
+def _check_integers(fill: Sequence[object] | None) -> None:
     """For traced code, whose numbers the op's schema makes floats. By arithmetic that holds for symbolic ones too."""
     for pair, number in enumerate(fill or ()):
         if not isinstance(number, int):

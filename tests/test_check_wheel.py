@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+import os
 import platform
 import runpy
 import shutil
+import subprocess
+import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
@@ -30,11 +34,15 @@ INFO = f"fused_copy-{importlib.metadata.version('fused-copy')}.dist-info"
 
 
 def installed() -> dict[str, bytes]:
-    """What the wheel had, but its RECORD: not what pip and Python added."""
-    paths = importlib.metadata.files("fused-copy")
-    kept = [path for path in paths if path.parts[0] != ".." and path.suffix != ".pyc"]
+    """What the wheel had, but its RECORD: not what pip and Python added. In an editable install, what it would have."""
+    kept = [path for path in importlib.metadata.files("fused-copy") if path.suffix != ".pyc"]
     added = {"INSTALLER", "REQUESTED", "RECORD", "direct_url.json"}
-    return {path.as_posix(): path.locate().read_bytes() for path in kept if path.name not in added}
+    files = {path.as_posix(): path.read_binary() for path in kept if path.name not in added and path.parts[0] != ".."}
+    if f"fused_copy/{Path(_C.__file__).name}" in files:
+        return files
+    sources = (path for path in (ROOT / "fused_copy").rglob("*.*") if path.suffix not in (".pyc", ".so"))
+    package = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (Path(_C.__file__), *sources)}
+    return package | {name: content for name, content in files.items() if name.startswith(INFO)}
 
 
 def record(files: dict[str, bytes]) -> bytes:
@@ -132,3 +140,21 @@ def test_name(tmp_path):
     assert problems(tmp_path, installed(), f"py3-none-linux_{MACHINE}") == [
         "not named fused_copy-VERSION-PYTHON-ABI-PLATFORM.whl"
     ]
+
+
+def test_what_an_editable_install_built_stays_out(tmp_path):
+    """Its binary lies in the package's folder, and is of any age."""
+    pytest.importorskip("setuptools", minversion="77")
+    pytest.importorskip("pybind11")
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("csrc", "fused_copy", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+        (tmp_path / name / "_C.cpython-39-x86_64-linux-gnu.so").touch()
+    command = [sys.executable, "setup.py", "sdist", "build_py", "--build-lib", "built"]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"FUSED_COPY_CPU_ONLY": "1"}, check=True, timeout=300)
+    with tarfile.open(next(tmp_path.glob("dist/*.tar.gz"))) as archive:
+        names = archive.getnames()
+    names += map(str, (tmp_path / "built").rglob("*"))
+    assert sum(name.endswith("fused_copy/ops.py") for name in names) == 2
+    assert not [name for name in names if name.endswith(".so")]

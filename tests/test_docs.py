@@ -64,3 +64,31 @@ no python
 ```
 """
     assert blocks(page) == [(2, "a = 1\n"), (16, "if a:\n    b = 2\n")]
+
+
+def found(pattern: str, file: str) -> list[str]:
+    return re.findall(pattern, (ROOT / file).read_text())
+
+
+def test_supported_torches():
+    """.ci/run lists what is tested, pyproject.toml the oldest; others name some of these."""
+    tested = re.findall(r"\d+\.\d+\.\d+", " ".join(found(r"torches=\((.*)\)", ".ci/run")))
+    for workflow in ("gpu", "wheels"):
+        assert {*found(r"torch(?:==|: )(\d[\d.]*)", f".github/workflows/{workflow}.yml")} <= {*tested}
+    oldest = min(tested, key=lambda version: [*map(int, version.split("."))]).rpartition(".")[0]
+    assert found(r'dependencies = \["torch>=(.*)"', "pyproject.toml") == [oldest]
+    assert found(r"torch from (\S+) up", "README.md") == [oldest]
+
+
+def test_supported_pythons():
+    """wheels.yml lists them, and CI's own stage compares it with pyproject.toml's list for cibuildwheel."""
+    wheels = found(r"\bcp3(\d+)\b", ".github/workflows/wheels.yml")
+    oldest, newest = (f"3.{end(map(int, wheels))}" for end in (min, max))
+    assert found(r'requires-python = ">=(.*)"', "pyproject.toml") == [oldest]
+    assert found(r"with Python (\S+) or newer", "CONTRIBUTING.md") == [oldest]
+    assert found(r"python: (\[.*\])", ".github/workflows/ci.yml") == [f'["{oldest}", "{newest}"]']
+
+
+def test_builds_without_isolation_have_the_same_requirements():
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())
+    assert project["dependency-groups"]["build"] == project["build-system"]["requires"]

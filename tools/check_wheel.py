@@ -1,4 +1,4 @@
-"""Checks that a wheel is the one that the project promises: for every torch from 2.9 up and every CUDA 12 and 13.
+"""Checks that a wheel is the one that the project promises: for every torch that it supports, every CUDA 12 and 13.
 
 usage: python tools/check_wheel.py [--cpu-only] [--platform TAG] WHEEL
 
