@@ -20,11 +20,6 @@ import torch
 TOOLS = Path(__file__).parent.parent / "tools"
 
 
-@pytest.fixture(autouse=True)
-def _import_from_tools(monkeypatch):
-    monkeypatch.syspath_prepend(TOOLS)
-
-
 def run_tool(name: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Not in the clone, whose package has no binary."""
     command = [sys.executable, TOOLS / name, *map(str, arguments)]
@@ -287,27 +282,6 @@ def test_no_gpu_where_gpus_are_expected(expected, status):
     environment = os.environ | {"FUSED_COPY_EXPECT_GPUS": str(expected)}
     run = subprocess.run(command, cwd=TOOLS.parent / "tests", env=environment, capture_output=True, text=True)
     assert run.returncode == status, run.stdout + run.stderr
-
-
-# --- the page -----------------------------------------------------------------------------------------------------
-
-
-def test_reliability_table_is_made_of_the_files(tmp_path):
-    results, page = tmp_path / "results", tmp_path / "page.md"
-    results.mkdir()
-    page.write_text("before\n<!-- recorded:begin -->\nold\n<!-- recorded:end -->\nafter\n")
-    places = ("--page", page, "--results", results)
-    assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
-    assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
-    assert "No run has been" in page.read_text()
-    small = ("--device", "cpu", "--replays", 3000, "--every", 100)
-    run_tool("soak.py", *small, "--json", results / "soak.json", "--commit", "abc", folder=tmp_path)
-    assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 1
-    assert run_tool("reliability_table.py", *places, folder=tmp_path).returncode == 0
-    text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert "| 3,000 replays |" in text and "commit abc" in text and "`soak.json`" in text
-    assert run_tool("reliability_table.py", *places, "--check", folder=tmp_path).returncode == 0
 
 
 # --- the fuzzer ---------------------------------------------------------------------------------------------------

@@ -1,27 +1,20 @@
-"""The benchmark: that it runs, that it counts right, and that no wrong peer is timed. Not how fast anything is."""
+"""The project's benchmark: that it runs, and that no wrong peer is timed. Not how fast anything is."""
 
-import gc
-import hashlib
-import importlib.util
 import json
-import re
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest.importorskip("rich", reason="needs the extra 'bench'")
-
 import fused_copy
-from fused_copy.__main__ import main
-from fused_copy.bench import answers, peers, report, sections, targets, timing
-from fused_copy.bench.model import small_model
-from fused_copy.bench.native import Unavailable
-from fused_copy.bench.peers import (
+from fill_benchmark import answers, peers, report, sections, steps, targets
+from fill_benchmark.model import small_model
+from fill_benchmark.native import Unavailable
+from fill_benchmark.peers import (
     CONTIGUOUS,
     GRAPH_REPLAY,
     OP,
@@ -29,114 +22,20 @@ from fused_copy.bench.peers import (
     PLAN,
     REPLAY,
     SIX_COPIES,
-    SLICED_FOREACH,
     UPDATE_AND_REPLAY,
     Peer,
-    WrongResult,
     check,
 )
+from fused_copy import timing
+from fused_copy.bench import WrongResult
 from fused_copy.decode import capture_buffers
+from run import main
 
-ROOT = Path(__file__).parents[1]
-TOOL = ROOT / "tools" / "readme_table.py"
 HAS_GPU = torch.cuda.is_available()
 
 
 def needs_gpu(test):
-    return pytest.mark.capture(pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")(test))
-
-
-@pytest.fixture(scope="module")
-def readme_table():
-    spec = importlib.util.spec_from_file_location("readme_table", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def counted(count: int):
-    made = [0] * count
-
-    def call(index: int) -> None:
-        made[index] += 1
-
-    return made, [lambda index=index: call(index) for index in range(count)]
-
-
-@pytest.mark.parametrize(("launches", "per_batch"), [(0, 32), (1, 32), (16, 32), (64, 8), (512, 1), (9999, 1)])
-def test_host_us_makes_the_calls_in_turn(launches, per_batch):
-    made, calls = counted(4)
-    result = timing.host_us(calls, launches=launches, batches=6, warm_up=2)
-    assert made == [8 * per_batch // 4] * 4
-    assert len(result.samples) == 6
-    assert 0 < result.p10 <= result.median <= result.p90
-
-
-def test_host_us_is_per_call(monkeypatch):
-    now = [0]
-    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: now[0])
-
-    def call():
-        now[0] += 2500
-
-    assert timing.host_us([call], batches=3).samples == (2.5, 2.5, 2.5)
-
-
-@pytest.mark.parametrize("enabled", [True, False])
-def test_host_us_leaves_gc_as_it_was(enabled):
-    seen = []
-    try:
-        (gc.enable if enabled else gc.disable)()
-        timing.host_us([lambda: seen.append(gc.isenabled())], batches=1)
-        assert gc.isenabled() is enabled
-        with pytest.raises(ZeroDivisionError):
-            timing.host_us([lambda: 1 / 0])
-        assert gc.isenabled() is enabled
-    finally:
-        gc.enable()
-    assert not any(seen)
-
-
-@pytest.mark.parametrize(("per_graph", "captured"), [(1, 4), (4, 4), (11, 8), (12, 12)])
-def test_gpu_us_divides_by_the_calls_it_captured(monkeypatch, per_graph, captured):
-    now = [0.0]  # in ms
-
-    class Graph:
-        def __init__(self, keep_graph):
-            pass
-
-        def replay(self):
-            now[0] += 0.25 * captured
-
-    class Event:
-        def __init__(self, device, enable_timing):
-            pass
-
-        def record(self):
-            self.time = now[0]
-
-        def synchronize(self):
-            pass
-
-        def elapsed_time(self, end):
-            return end.time - self.time
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
-    monkeypatch.setattr(torch, "Event", Event)
-    made, calls = counted(4)
-    assert timing.gpu_us(calls, per_graph=per_graph, replays=5).samples == (250,) * 5
-    assert made == [captured // 4] * 4
-
-
-@needs_gpu
-def test_gpu_us_and_launches_on_a_gpu():
-    source, buffer = torch.ones(1 << 24, device="cuda"), torch.zeros(1 << 24, device="cuda")
-    once, twice = (lambda: buffer.copy_(source)), (lambda: buffer.copy_(source).copy_(source))
-    twice()
-    assert (timing.launches(once), timing.launches(twice)) == (1, 2)
-    ratio = timing.gpu_us([twice], per_graph=16).median / timing.gpu_us([once], per_graph=16).median
-    assert 1.6 < ratio < 2.4
+    return pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")(test)
 
 
 @pytest.mark.parametrize("kernels", [0, 1, 2])
@@ -155,35 +54,30 @@ def test_profile_kernel_reads_the_one_kernel_of_the_trace(monkeypatch, kernels):
             return self
 
     monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profile())
-    made, calls = counted(1)
+    made = []
     expected = {"blocks": [66, 1, 1], "block_size": [128, 1, 1], "registers": 32, "occupancy_percent": 25}
-    assert timing.profile_kernel(calls[0]) == (expected if kernels == 1 else None)
+    assert steps.profile_kernel(partial(made.append, 1)) == (expected if kernels == 1 else None)
     assert made == [1]
-
-
-def test_timing_quantiles():
-    result = timing.Timing((5.0, 1.0, 2.0)) + timing.Timing((3.0, 4.0, *map(float, range(6, 12))))
-    assert (result.median, result.p10, result.p90) == (6, 2, 10)
 
 
 def test_loop_us_makes_the_calls_in_turn_and_waits(monkeypatch):
     waits = []
-    monkeypatch.setattr(timing, "_synchronize", lambda: waits.append(sum(made)))
-    made, calls = counted(4)
-    assert len(timing.loop_us(calls, steps=8).samples) == 1
-    assert (made, waits) == ([3, 2, 2, 2], [1, 9])
+    monkeypatch.setattr(steps, "synchronize", lambda: waits.append(len(made)))
+    made = []
+    calls = [partial(made.append, index) for index in range(4)]
+    assert len(steps.loop_us(calls, steps=8).samples) == 1
+    assert (made, waits) == ([0, 0, 1, 2, 3, 0, 1, 2, 3], [1, 9])
     waits.clear()
-    timing.loop_us(calls, steps=3, every_step=True)
+    steps.loop_us(calls, steps=3, every_step=True)
     assert waits == [10, 11, 12, 13, 13]
 
 
-@pytest.mark.capture  # on a GPU
 def test_quick_run_without_a_gpu(tmp_path, capsys):
     path = tmp_path / "results.json"
     wheel = tmp_path / "fused_copy.whl"
     wheel.write_bytes(bytes(1_500_000))
     arguments = ["--json", str(path), "--commit", "abc1234", "--wheel", str(wheel), "--build-seconds", "77"]
-    assert main(["bench", "--section", "scale,host,import", "--quick", *arguments]) == 0
+    assert main(["--section", "scale,host,import", "--quick", *arguments]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in PEERS)
     results = report.read(path)
@@ -207,7 +101,7 @@ def test_quick_run_without_a_gpu(tmp_path, capsys):
 @needs_gpu
 def test_quick_gpu_run(tmp_path):
     path = tmp_path / "results.json"
-    assert main(["bench", "--quick", "--json", str(path), "--plot", str(tmp_path)]) == 0
+    assert main(["--quick", "--json", str(path), "--plot", str(tmp_path)]) == 0
     results = report.read(path)
     assert {row.section for row in results.rows} == set(sections.SECTIONS)
     assert {row.metric for row in results.rows} == {"host", "gpu", "step", "latency"}
@@ -222,7 +116,6 @@ def test_quick_gpu_run(tmp_path):
     assert len(list(tmp_path.glob("*.svg"))) == 3
 
 
-@pytest.mark.capture  # on a GPU
 @pytest.mark.parametrize(
     "section", ["host", pytest.param("gpu", marks=pytest.mark.skipif(not HAS_GPU, reason="needs a GPU"))]
 )
@@ -237,7 +130,7 @@ def test_a_wrong_peer_fails_the_run(monkeypatch, tmp_path, capsys, section):
 
     monkeypatch.setitem(PEERS, "sloppy", sloppy)
     path = tmp_path / "results.json"
-    assert main(["bench", "--section", section, "--quick", "--json", str(path)]) == 1
+    assert main(["--section", section, "--quick", "--json", str(path)]) == 1
     assert "sloppy is wrong: positions has 90 at [0]" in capsys.readouterr().err
     assert not path.exists()
 
@@ -412,22 +305,15 @@ def test_replay_is_looked_up_when_the_peer_is_made(monkeypatch):
     ],
 )
 def test_refuses_before_it_measures(capsys, arguments, message):
-    assert main(["bench", "--quick", *arguments]) == 2
+    assert main(["--quick", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("missing", ["rich", "matplotlib"])
-def test_says_what_to_install(monkeypatch, capsys, missing):
-    monkeypatch.setitem(sys.modules, missing, None)
-    assert main(["bench", "--quick", *(["--plot", "."] if missing == "matplotlib" else [])]) == 2
-    assert f"needs {missing}: pip install 'fused-copy[bench]'" in capsys.readouterr().err
 
 
 def test_commit_from_the_environment(monkeypatch):
     monkeypatch.setenv("FUSED_COPY_COMMIT", "fedcba9")
     seen = []
-    monkeypatch.setattr("fused_copy.bench.runner.run", lambda **arguments: seen.append(arguments["commit"]) or 0)
-    assert main(["bench"]) == main(["bench", "--commit", "1234567"]) == 0
+    monkeypatch.setattr("fill_benchmark.runner.run", lambda **arguments: seen.append(arguments["commit"]) or 0)
+    assert main([]) == main(["--commit", "1234567"]) == 0
     assert seen == ["fedcba9", "1234567"]
 
 
@@ -448,29 +334,7 @@ NEED_A_GPU = {
 }
 
 
-@pytest.fixture(scope="module")
-def full_rows():
-    """A row for every way of every point of a full run on a GPU, with made-up times."""
-    times = {SIX_COPIES: 60.0, SLICED_FOREACH: 50.0, UPDATE_AND_REPLAY: 3.0, GRAPH_REPLAY: 2.0, CONTIGUOUS: 4.0}
-    rows = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 40, 1 << 40))
-        patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-        for name, make in sections.SECTIONS.items():
-            section = make(torch.device("meta"), quick=False)
-            metrics = ["host", "gpu"] if name == "scale" else section.metrics
-            rows += [
-                report.Row(name, metric, w.kind, w.point, w.case, w.bytes, way, 1, us := times.get(way, 5.0), us, us,
-                           {"blocks": [1, 1, 1]} if section.profiled else None)
-                for make_point in section.points
-                for w in make_point()
-                for metric in metrics
-                for way in w.ways
-            ]  # fmt: skip
-    return rows
-
-
-PACKAGE = {"import_ms": 9.0, "wheel_mb": 1.5, "build_seconds": 91.0}
+PACKAGE = {"import_ms": 5.0, "wheel_mb": 1.5, "build_seconds": 91.0}
 
 
 def with_time(rows, us, metric, way, /, p10=None, p90=None, **point):
@@ -522,7 +386,7 @@ def test_targets_take_the_worst_point(full_rows):
     assert verdicts(slow_when_large, "G1")[1] == (99 / 4, False, "bs 512, max_seqlen_k 131072")
     slow_when_small = with_time(full_rows, 99.0, "gpu", OP, bs=1, max_seqlen_k=128)
     assert verdicts(slow_when_small, "G1")[1][0] == 5 / 4
-    assert verdicts(full_rows, "I1") == [(9, True, "")]
+    assert verdicts(full_rows, "I1") == [(5, True, "")]
     assert verdicts(full_rows, "B1") == [(1.5, True, ""), (91, False, "")]
 
 
@@ -598,159 +462,3 @@ def test_a_share_within_the_spread_is_not_resolved(full_rows):
     ]
     hidden = with_time(rows, 1.0, "step", UPDATE_AND_REPLAY)
     assert verdicts(hidden, "E1")[0][:2] == (None, None)
-
-
-def test_plots_are_the_same_for_the_same_file(full_rows, tmp_path):
-    plots = pytest.importorskip("fused_copy.bench.plots")
-    pytest.importorskip("matplotlib", reason="needs the extra 'bench'")
-    path = tmp_path / "run.json"
-    absent = "_foreach_copy_, by dtypes"
-    path.write_text(report.serialize(replace(results(), rows=[row for row in full_rows if row.peer != absent])))
-    (tmp_path / "again").mkdir()
-    first, second = plots.draw(path, tmp_path), plots.draw(path, tmp_path / "again")
-    assert [p.name for p in first] == ["run-batch-size.svg", "run-page-table-width.svg", "run-tensors.svg"]
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    for picture in first:
-        texts = set(re.findall(r"<text[^>]*>([^<]+)</text>", picture.read_text()))
-        assert texts & set(PEERS) == set(PEERS) - {absent}
-
-
-def results(date: str = "2026-03-14T15:09:26+00:00", quick: bool = False, gpu: bool = True) -> report.Results:
-    machine = {"gpu": "NVIDIA H200" if gpu else None, "driver": "580.1" if gpu else None, "torch": "2.11.0+cu130"}
-    machine |= {"cpu": "a CPU", "date": date, "commit": None}
-    times = {SIX_COPIES: (6, 50.0), CONTIGUOUS: (1, 5.0), "fused_copy.replay": (1, 4.0)}
-    graph_times = {"graph.replay() alone": (None, 2.0), "copy.update + graph.replay()": (None, 3.25)}
-    rows = [
-        report.Row(section, section, "decode", {"bs": 64, "max_seqlen_k": width}, "", 4, name, n, us * factor, us, us)
-        for section in (("host", "gpu") if gpu else ("host",))
-        for width, factor in ((128, 0.5), (1024, 1), (4096, 2))
-        for name, (n, us) in (times | (graph_times if section == "host" else {})).items()
-    ]
-    return report.Results(machine, quick, rows)
-
-
-def write(of: report.Results, path: Path) -> None:
-    path.write_text(report.serialize(of))
-
-
-@pytest.fixture
-def readme(tmp_path, readme_table):
-    path = tmp_path / "README.md"
-    path.write_text(f"# Title\n\n{readme_table.BEGIN}\nold\n{readme_table.END}\n\nThe rest.\n")
-    return path
-
-
-def test_readme_table(readme_table, readme, tmp_path, capsys):
-    path = tmp_path / "h200-2026-03-14.json"
-    write(results(), path)
-    arguments = [str(path), "--readme", str(readme)]
-    assert readme_table.main([*arguments, "--check"]) == 1
-    assert "old" in readme.read_text()
-    assert readme_table.main(arguments) == 0
-    assert readme.read_text() == (
-        "# Title\n\n<!-- measured:begin -->\n"
-        "| | launches | host us per step | p10 to p90 | ratio | GPU us | ratio |\n"
-        "|---|---:|---:|---:|---:|---:|---:|\n"
-        "| six slices + `copy_` | 6 | 50.0 | 50.0 to 50.0 | 1.0x | 50.0 | 1.0x |\n"
-        "| `fused_copy.replay`, two lists | 1 | 4.00 | 4.00 to 4.00 | 12.5x | 4.00 | 12.5x |\n"
-        "| `copy.update`, added to `graph.replay()` | 0 | 1.25 |  | 40.0x |  |  |\n"
-        "\n"
-        "The six tensors of a decode step, bs 64, page table 1024 wide. Medians, in "
-        "`torch.inference_mode()`; the ratio is to the first row. NVIDIA H200, driver 580.1, "
-        "torch 2.11.0+cu130, 2026-03-14, [`h200-2026-03-14.json`](h200-2026-03-14.json).\n"
-        "<!-- measured:end -->\n\nThe rest.\n"
-    )
-    assert readme_table.main([*arguments, "--check"]) == 0
-
-
-def test_readme_links_the_pictures_of_its_results_alone(readme_table, readme, tmp_path, capsys):
-    path = tmp_path / "run.json"
-    write(results(), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "other-tensors.svg").write_text("")
-    picture = tmp_path / "run-tensors.svg"
-    picture.write_text(f"<svg>sha256 {digest}</svg>")
-    arguments = [str(path), "--readme", str(readme)]
-    assert readme_table.main(arguments) == readme_table.main([*arguments, "--check"]) == 0
-    assert readme.read_text().count("![") == 1
-    assert "\n\n![Host and GPU time over the number of tensors](run-tensors.svg)\n<!--" in readme.read_text()
-    write(results("2026-03-15"), path)
-    assert readme_table.main([*arguments, "--check"]) == 2
-    assert "run-tensors.svg was not drawn from" in capsys.readouterr().err
-
-
-def test_readme_table_without_gpu_times(readme_table, readme, tmp_path):
-    path = tmp_path / "cpu.json"
-    write(results(gpu=False), path)
-    assert readme_table.main([str(path), "--readme", str(readme)]) == 0
-    assert "| six slices + `copy_` | 6 | 50.0 | 50.0 to 50.0 | 1.0x |  |  |" in readme.read_text()
-    assert "a CPU, torch" in readme.read_text()
-
-
-def test_readme_table_takes_the_newest(readme_table, tmp_path):
-    for name, date in [("b", "2026-03-14T00:00:00+00:00"), ("a", "2026-05-01T00:00:00+00:00"), ("c", "2025-12-31")]:
-        write(results(date), tmp_path / f"{name}.json")
-    assert readme_table.newest(tmp_path).name == "a.json"
-
-
-def test_readme_table_says_what_is_missing(readme_table, readme, tmp_path, capsys):
-    def refused(*arguments: object) -> str:
-        assert readme_table.main([*map(str, arguments), "--readme", str(readme)]) == 2
-        return capsys.readouterr().err
-
-    path = tmp_path / "results.json"
-    assert "results.json" in refused(path)
-    write(results(quick=True), path)
-    assert "quick run" in refused(path)
-    path.write_text(json.dumps({"machine": {}, "quick": False, "rows": []}))
-    assert "no host time of 'slices + copy_'" in refused(path)
-    write(results(), path)
-    readme.write_text("# Title\n")
-    assert "has no <!-- measured:begin -->" in refused(path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no results file"):
-        readme_table.newest(tmp_path / "empty")
-
-
-def test_readme_table_and_benchmark_agree(readme_table):
-    """On the names of the ways, of those to come apart, and on the point that both sections measure."""
-    assert set(readme_table.WAYS) - {"plan.replay", "copy.update"} <= set(PEERS)
-    assert readme_table.BASELINE == SIX_COPIES
-    assert sections.STEP == readme_table.POINT
-    plots = pytest.importorskip("fused_copy.bench.plots")
-    assert set(readme_table.PICTURES) == set(plots.AXES)
-
-
-@pytest.fixture
-def performance_tables(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "tools")
-    import performance_tables
-
-    return performance_tables
-
-
-def test_the_page_has_the_tables_of_the_newest_run(performance_tables):
-    assert performance_tables.main(["--check"]) == 0
-
-
-def test_performance_tables_are_made_of_the_rows(performance_tables, full_rows, tmp_path, capsys):
-    path, page = tmp_path / "run.json", tmp_path / "page.md"
-    write(replace(results(), rows=full_rows, package={"import_ms": 12.345}), path)
-    places = ["\nold\n".join(performance_tables.markers(name)) for name in performance_tables.TABLES]
-    page.write_text("\n".join(["before", *places, "after\n"]))
-    arguments = [str(path), "--page", str(page)]
-    assert performance_tables.main([*arguments, "--check"]) == 1
-    assert "run python tools/performance_tables.py" in capsys.readouterr().err
-    assert performance_tables.main(arguments) == performance_tables.main([*arguments, "--check"]) == 0
-    lines = page.read_text().splitlines()
-    assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
-    assert lines.index("<!-- targets:end -->") == 4 + len(targets.CONDITIONS)
-    missed = "| I1 | import `fused_copy` beyond import torch | <= 10 ms | 12.35 | **missed** |  | not explained yet |"
-    assert missed in lines
-    assert "| B1 | wheel | <= 2 MB |  | not measured | `wheel_mb` |  |" in lines
-    at = "bs 64, `max_seqlen_k` 1024"
-    assert f"| H2 | six slices + `copy_` / `plan.replay`, host | >= 12x | 12.00 | met | {at} |  |" in lines
-    assert "| `copy.update` + `graph.replay()` | 3.00 | 3.00 to 3.00 | 1.00 |" in lines
-    assert "| 512 | 50.0 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in lines
-    assert "| 64 | 1024 | 263 | 60.0 | 5.00 | 5.00 | 5.00 | 5.00 | 4.00 | 1.25 | 1.25 |" in lines
-    assert "| 8 | `copy.update` | 3.00 | 33.3% | 3.00 | 33.3% |" in lines
