@@ -5,7 +5,7 @@ from fill_benchmark import report, sections
 from fill_benchmark.peers import CONTIGUOUS, GRAPH_REPLAY, SIX_COPIES, SLICED_FOREACH, UPDATE_AND_REPLAY
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def full_rows():
     """A row for every way of every point of a full run on a GPU, with made-up times."""
     times = {SIX_COPIES: 60.0, SLICED_FOREACH: 50.0, UPDATE_AND_REPLAY: 3.0, GRAPH_REPLAY: 2.0, CONTIGUOUS: 4.0}

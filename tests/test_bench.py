@@ -1,0 +1,117 @@
+"""``fused-copy bench``: that it runs, keeps what it measured, and times no wrong way. Not how fast anything is."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+
+import fused_copy
+from fused_copy import bench
+from fused_copy.__main__ import main
+from fused_copy.timing import Timing
+
+HAS_GPU = torch.cuda.is_available()
+ON_CPU = ["slices + copy_", "_foreach_copy_", "torch.ops.fused_copy.replay", "fused_copy.replay", "plan.replay"]
+WAYS = [*ON_CPU, *bench.NEED_A_GPU] if HAS_GPU else ON_CPU
+pytestmark = pytest.mark.capture  # on a GPU
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # or on a busy machine copy_ waits for threads to share a page table among
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_run_prints_writes_and_draws(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "BATCH_SIZES", (1, 8))
+    path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    assert main(["bench", "--json", str(path), "--plot", str(plot)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split("  ")[0] for line in lines if line.startswith(tuple(WAYS))] == 2 * WAYS
+    assert any("without a GPU: copy.update + graph.replay(), launches, GPU times" in line for line in lines) != HAS_GPU
+    found = json.loads(path.read_text())
+    assert found["complete"] and not found["quick"] and found["machine"]["torch"] == torch.__version__
+    assert [(row["bs"], row["way"]) for row in found["rows"]] == [(bs, way) for bs in (1, 8) for way in WAYS]
+    for row in found["rows"]:
+        assert 0 < row["host_us"]["p10"] <= row["host_us"]["median"] <= row["host_us"]["p90"]
+        counted = HAS_GPU and row["way"] in ON_CPU
+        assert row["launches"] == ((1 if "replay" in row["way"] else 6) if counted else None)
+        assert (row["gpu_us"] is not None) == counted
+    assert "</svg>" in plot.read_text()
+
+
+def test_quick_is_one_step(capsys):
+    assert main(["bench", "--quick"]) == 0
+    assert capsys.readouterr().out.count("page table 1024 wide") == 1
+
+
+@pytest.mark.parametrize("timed", [0, 2, len(WAYS) + 1], ids=["at once", "early", "later"])
+def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys, timed):
+    left = [timed]
+
+    def host_us(calls, **_):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return Timing((float(len(calls)),))
+
+    monkeypatch.setattr(bench, "host_us", host_us)
+    path = tmp_path / "bench.json"
+    assert main(["bench", "--json", str(path), "--plot", str(tmp_path / "bench.png")]) == 130
+    found = json.loads(path.read_text())
+    assert not found["complete"]
+    assert len(found["rows"]) == min(timed, len(WAYS))
+    out = capsys.readouterr().out
+    assert "stopped" in out and ("plan.replay" in out) == (timed > 0)
+
+
+def test_a_narrow_console_cuts_nothing_off():
+    rows = [bench.Row(64, way, 6, Timing((12.5,)), Timing((7.25,))) for way in (*ON_CPU, *bench.NEED_A_GPU)]
+    text = io.StringIO()
+    bench.show(Console(width=64, file=text), rows)
+    assert "…" not in text.getvalue() and max(map(len, text.getvalue().splitlines())) <= 64
+    assert text.getvalue().count("12.5-12.5") == text.getvalue().count("7.25") == len(rows)
+    assert "copy.update adds 0.00 us and no launch" in text.getvalue()
+
+
+@pytest.mark.parametrize("wrong", ["does nothing", "writes beside it"])
+def test_a_wrong_way_fails_the_run(monkeypatch, tmp_path, capsys, wrong):
+    replay = fused_copy.replay
+
+    def sloppy(dst, src):
+        if wrong != "does nothing":
+            replay(dst, src)
+            dst[-1][0, -1] = 1
+
+    monkeypatch.setattr(fused_copy, "replay", sloppy)
+    path = tmp_path / "bench.json"
+    assert main(["bench", "--quick", "--json", str(path)]) == 1
+    place = "input_ids has 90 at [0]" if wrong == "does nothing" else "page_table has 1 at [0, 2047]"
+    assert f"fused_copy.replay is wrong: {place}" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "nowhere/bench.json"], "there is no directory nowhere"),
+        (["--plot", "nowhere/bench.svg"], "there is no directory nowhere"),
+        (["--plot", "bench.txt"], "expected a .pdf, .png or .svg file"),
+    ],
+)
+def test_refuses_before_it_measures(capsys, arguments, message):
+    assert main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["rich", "matplotlib"])
+def test_says_what_to_install(monkeypatch, capsys, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["bench", *(["--plot", "bench.svg"] if missing == "matplotlib" else [])]) == 2
+    assert f"needs {missing}: pip install 'fused-copy[bench]'" in capsys.readouterr().err
