@@ -28,7 +28,7 @@ def _one_thread():
 
 
 def test_a_run_prints_writes_and_draws(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "BATCH_SIZES", (1, 8))
+    monkeypatch.setattr(bench, "BATCH_SIZES", (2, 8))
     path, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
     assert main(["bench", "--json", str(path), "--plot", str(plot)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -37,12 +37,13 @@ def test_a_run_prints_writes_and_draws(monkeypatch, tmp_path, capsys):
     assert any("without a GPU: copy.update + graph.replay(), launches, GPU times" in line for line in lines) != HAS_GPU
     found = json.loads(path.read_text())
     assert found["complete"] and not found["quick"] and found["machine"]["torch"] == torch.__version__
-    assert [(row["bs"], row["way"]) for row in found["rows"]] == [(bs, way) for bs in (1, 8) for way in WAYS]
+    assert [(row["bs"], row["way"]) for row in found["rows"]] == [(bs, way) for bs in (2, 8) for way in WAYS]
     for row in found["rows"]:
         assert 0 < row["host_us"]["p10"] <= row["host_us"]["median"] <= row["host_us"]["p90"]
         counted = HAS_GPU and row["way"] in ON_CPU
-        assert row["launches"] == ((1 if "replay" in row["way"] else 6) if counted else None)
-        assert (row["gpu_us"] is not None) == counted
+        assert (row["gpu_us"] is not None) == (row["launches"] is not None) == counted
+        if counted and row["way"] != "_foreach_copy_":
+            assert row["launches"] == (6 if row["way"] == bench.SIX_COPIES else 1)
     assert "</svg>" in plot.read_text()
 
 
