@@ -15,8 +15,16 @@ from torch.utils import cpp_extension
 GPU_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 PTX = "100"
 OLDEST_CUDA = (12, 9)
-SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem != "no_gpu")
-CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", f"-ffile-prefix-map={Path.cwd()}=."]
+SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem not in ("gpu", "no_gpu"))
+CXX_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Werror=switch",
+    f"-ffile-prefix-map={Path.cwd()}=.",
+]
 
 
 def find_cuda_home() -> str | None:
@@ -76,7 +84,7 @@ def extension():
             f"-DFUSED_COPY_PTX={PTX}",
         ]
         arguments["extra_link_args"] += ["-lcudart_static", "-lrt", "-lpthread"]
-        built = cpp_extension.CUDAExtension(sources=[*SOURCES, "csrc/kernel.cu"], **arguments)
+        built = cpp_extension.CUDAExtension(sources=[*SOURCES, "csrc/gpu.cpp", "csrc/kernel.cu"], **arguments)
     # Everything else that torch's helpers link would tie the binary to one torch or one CUDA.
     built.libraries = ["torch_cpu"]
     return built

@@ -5,7 +5,8 @@
 #include <optional>
 #include <span>
 
-#include "planner.h"
+#include "launch_layout.h"
+#include "tensor_view.h"
 
 namespace fused_copy {
 

@@ -1,4 +1,4 @@
-// The door from Python that does not pass torch's dispatcher.
+// The binary module `fused_copy._C`: the functions that Python calls instead of torch's dispatcher.
 #include "metadata.h"
 #include "plan.h"
 #include "python_tensors.h"
@@ -6,7 +6,7 @@
 namespace fused_copy {
 namespace {
 
-// A tuple of its own: what runs during the call, a finalizer or another thread, may change the caller's list.
+// Copies the sequence: a finalizer or another thread may change the caller's list during the call.
 py::tuple as_tuple(py::handle sequence) {
   auto items = py::reinterpret_steal<py::tuple>(PySequence_Tuple(sequence.ptr()));
   if (!items) throw py::error_already_set();
@@ -19,11 +19,11 @@ class Call {
   Call(py::handle dst, py::handle src, py::handle fill, py::handle names)
       : destinations_(as_tuple(dst)), sources_(as_tuple(src)), fill_(py::none()), names_(names) {
     if (!fill.is_none()) fill_ = as_tuple(fill);
-    // Before the tensors: it may run Python code, which could free what was read of one.
+    // Converting a number may run Python code, which could free a tensor: so numbers come before tensors are read.
     work_->has_fills = read_fills(fill_, names_, work_->fills);
   }
 
-  // False where the call is for the dispatcher.
+  // False where the call must go through torch's dispatcher.
   bool read() {
     const bool plain_destinations = are_plain(items_of(destinations_), destination_role());
     const bool plain_sources = are_plain(items_of(sources_), source_role());
@@ -82,7 +82,8 @@ class Call {
   std::span<const PlannedLaunch> launches_;
 };
 
-// replay(dst, src, fill, names): copies. False, and nothing done, where the call is for the dispatcher.
+// replay(dst, src, fill, names): copies. Returns False, having done nothing, where the call must go through torch's
+// dispatcher.
 PyObject* replay(PyObject*, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords) {
   return translate_errors([&] {
     if (count != 4 || keywords != nullptr) throw py::type_error("fused_copy: expected dst, src, fill and names");
@@ -114,7 +115,7 @@ void replay_dispatched(py::handle dst, py::handle src, py::handle fill) {
   call.run();
 }
 
-// Makes the checks of a call and says what it would do. None where the call is for the dispatcher.
+// Makes the checks of a call and says what it would do. None where the call must go through torch's dispatcher.
 py::object explain(py::handle dst, py::handle src, py::handle fill, py::handle names) {
   Call call(dst, src, fill, names);
   if (!call.read()) return py::none();
@@ -158,12 +159,13 @@ py::object build_info() {
 uint64_t capture_nothing(int device) { return reinterpret_cast<uint64_t>(capture_launch(nullptr, device).node.node); }
 void set_nothing(uint64_t executable, uint64_t node, int device) {
   static PlannedLaunch launch{{}, kHeaderWords + 1};
-  ++launch.params.words[kHeaderWords];
+  std::byte& changing = launch.params.bytes[sizeof(LaunchHeader)];
+  changing ^= std::byte{1};
   GraphNode graph_node{reinterpret_cast<void*>(node), 1};
   set_node(reinterpret_cast<void*>(executable), graph_node, &launch, device);
 }
 
-// What keeps this torch from the fast path; None where nothing does.
+// Why no call takes the fast path beside this torch; None where calls can.
 py::object fast_path_problem() {
   if (torch_api.problem.empty()) return py::none();
   return py::str(torch_api.problem);

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "copy_task.h"
+#include "dtype.h"
 
 namespace fused_copy {
 
@@ -34,21 +34,25 @@ FUSED_COPY_HOST_DEVICE inline To convert(From value) {
   }
 }
 
+// The C++ type of a castable dtype.
 template <class Half, class BFloat16>
 struct CastTypes {
   template <int kDType>
   static auto pick() {
-    constexpr auto dtype = static_cast<DType>(kDType);
-    if constexpr (dtype == DType::Bool) return BoolByte{};
-    else if constexpr (dtype == DType::UInt8) return uint8_t{};
-    else if constexpr (dtype == DType::Int8) return int8_t{};
-    else if constexpr (dtype == DType::Int16) return int16_t{};
-    else if constexpr (dtype == DType::Int32) return int32_t{};
-    else if constexpr (dtype == DType::Int64) return int64_t{};
-    else if constexpr (dtype == DType::Float16) return Half{};
-    else if constexpr (dtype == DType::BFloat16) return BFloat16{};
-    else if constexpr (dtype == DType::Float32) return float{};
-    else return double{};
+    constexpr NumberFormat format = kDTypes[kDType].format;
+    if constexpr (format == kBool) return BoolByte{};
+    else if constexpr (format == unsigned_format(8)) return uint8_t{};
+    else if constexpr (format == unsigned_format(16)) return uint16_t{};
+    else if constexpr (format == unsigned_format(32)) return uint32_t{};
+    else if constexpr (format == signed_format(8)) return int8_t{};
+    else if constexpr (format == signed_format(16)) return int16_t{};
+    else if constexpr (format == signed_format(32)) return int32_t{};
+    else if constexpr (format == signed_format(64)) return int64_t{};
+    else if constexpr (format == kFloat16) return Half{};
+    else if constexpr (format == kBFloat16) return BFloat16{};
+    else if constexpr (format == kFloat32) return float{};
+    else if constexpr (format == kFloat64) return double{};
+    else static_assert(kDType < 0, "a castable dtype needs a C++ type here");
   }
   template <int kDType>
   using at = decltype(pick<kDType>());

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "back_end.h"
+#include "lane_walk.h"
 
 namespace fused_copy {
 namespace {
@@ -86,28 +87,33 @@ template <int... kCodes>
 constexpr std::array<CastTile, sizeof...(kCodes)> cast_table(std::integer_sequence<int, kCodes...>) {
   return {&cast_tile<Types::at<kCodes / kCastableDTypes>, Types::at<kCodes % kCastableDTypes>>...};
 }
-constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCastableDTypes * kCastableDTypes>());
+constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCasts>());
 
 void run_tile(const Task& task, const Tile& tile) {
-  const int bytes = 1 << task.code.width;
-  switch (task.code.operation) {
-    case Operation::Copy: return copy_tile(tile, bytes);
-    case Operation::CopyRagged: return copy_ragged_tile(tile, bytes);
-    case Operation::Fill: return fill_tile(tile, bytes, task.src, false);
-    case Operation::Fill16: return fill_tile(tile, bytes, task.src, true);
-    default: kCastTiles[static_cast<int>(task.code.operation) - static_cast<int>(Operation::Cast)](tile, bytes);
+  const Operation operation = task.code.operation;
+  const int unit = 1 << task.code.width_log2;
+  if (is_cast(operation)) {
+    return kCastTiles[static_cast<int>(operation) - static_cast<int>(Operation::Cast)](tile, unit);
   }
+  switch (operation) {
+    case Operation::Copy: return copy_tile(tile, unit);
+    case Operation::CopyRagged: return copy_ragged_tile(tile, unit);
+    case Operation::Fill: return fill_tile(tile, unit, task.src, false);
+    case Operation::Fill16: return fill_tile(tile, unit, task.src, true);
+    case Operation::Cast: break;
+  }
+  __builtin_unreachable();
 }
 
-void run_launch(const uint64_t* words) {
-  const LaunchHeader& header = launch_header(words);
-  const uint32_t* first_tiles = launch_first_tiles(words);
+void run_launch(const std::byte* launch) {
+  const LaunchHeader& header = launch_header(launch);
+  const uint32_t* first_tiles = launch_first_tiles(launch);
   for (uint32_t i = 0; i < header.tasks; ++i) {
-    const Task& task = launch_task(words, i);
+    const Task& task = launch_task(launch, i);
     const UnitLog2 unit = unit_log2(task.code);
     const uint32_t tiles = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - first_tiles[i];
     for (uint32_t t = 0; t < tiles; ++t) {
-      run_tile(task, locate_tile(words, task, i < header.strided, t, 1 << unit.src, 1 << unit.dst));
+      run_tile(task, locate_tile(launch, task, i < header.strided, t, 1 << unit.src, 1 << unit.dst));
     }
   }
 }
@@ -115,7 +121,7 @@ void run_launch(const uint64_t* words) {
 }  // namespace
 
 void run_on_cpu(std::span<const PlannedLaunch> launches) {
-  for (const PlannedLaunch& launch : launches) run_launch(launch.params.words);
+  for (const PlannedLaunch& launch : launches) run_launch(launch.params.bytes);
 }
 
 }  // namespace fused_copy

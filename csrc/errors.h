@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "planner.h"
+#include "checks.h"
 
 namespace fused_copy {
 

@@ -8,18 +8,18 @@ namespace {
 
 // Memory of sources that the GPU may still read.
 struct InFlight {
-  std::optional<GpuEvent> event;  // once it has read them; none yet where they were let go during a capture
+  std::optional<GpuEvent> event;  // done once the GPU has read them; none for those that were let go during a capture
   std::list<OwnedTensors> memory;
 };
 
-// One for each GPU: one that stands still must keep no other's memory.
+// One for each GPU, so that a GPU that stands still does not keep memory that another one has read.
 struct Queue {
   std::mutex mutex;
   std::list<InFlight> marked;  // oldest first
   std::list<OwnedTensors> unmarked;
 };
 
-// Never destroyed: at exit the CUDA driver may be gone before it.
+// Never destroyed: the CUDA driver may have shut down before static destructors run.
 Queue& queue_of(int device_index) {
   static auto* const queues = new std::array<Queue, kMaxGpus>;
   return queues->at(device_index);
@@ -76,7 +76,7 @@ void PinnedSources::let_go() noexcept {
   try {
     const bool capturing = is_capturing(device_index_);
     if (capturing && reader_ == Reader::Launch) return memory_.clear();
-    // All that may fail comes before anything is moved.
+    // Everything that can fail comes before anything is moved.
     Queue& queue = queue_of(device_index_);
     std::list<OwnedTensors>& memory = own.emplace_back().memory;
     memory.emplace_back() = std::move(memory_);

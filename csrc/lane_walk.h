@@ -1,33 +1,57 @@
 // Which units of a launch one lane of the GPU visits. Without CUDA, so that tests can walk every lane on the host.
 #pragma once
 
-#include <cstring>
-
-#include "copy_task.h"
+#include "launch_layout.h"
 
 namespace fused_copy {
 
-struct TaskTile {
-  uint32_t task;
-  uint32_t tile;  // of the task
+// Strides are in bytes.
+struct Tile {
+  uint64_t src;  // address of column 0 in the first row
+  uint64_t dst;
+  uint64_t first_column;
+  uint32_t columns;
+  uint32_t rows;
+  int64_t row_bytes;  // of a ragged copy
+  int64_t src_column_stride;
+  int64_t dst_column_stride;
+  int64_t src_row_stride;
+  int64_t dst_row_stride;
 };
 
-// The task that has the launch's tile of this number. `one_level`: the launch has no more, which saves asking.
-FUSED_COPY_HOST_DEVICE inline TaskTile find_task(const uint64_t* words, uint32_t tile, bool one_level) {
-  const LaunchHeader& header = launch_header(words);
-  const uint32_t* level = first_tile_levels(words);
-  uint32_t task = 0;
-  for (uint32_t shift = one_level ? 0 : (header.levels - 1) * kLevelShift;; shift -= kLevelShift) {
-    // Every probe is independent of the others, and all lanes probe alike: reads of the parameters at different
-    // addresses would run one after the other. Signs are summed, as of comparisons the compiler makes a longer chain.
-    const uint32_t* probes = level + task * kSearchRadix;
-    int32_t beyond = 0;
-#pragma unroll
-    for (uint32_t i = 1; i < kSearchRadix; ++i) beyond += static_cast<int32_t>(tile - probes[i]) >> 31;
-    task = task * kSearchRadix + static_cast<uint32_t>(static_cast<int32_t>(kSearchRadix) - 1 + beyond);
-    if (one_level || shift == 0) return {task, tile - level[task]};
-    level += level_entries(header.tasks, shift);
+// A task's tile of this number. `src_unit` and `dst_unit` are the bytes from one column to the next in a task that is
+// not strided.
+FUSED_COPY_HOST_DEVICE inline Tile locate_tile(const std::byte* launch, const Task& task, bool is_strided,
+                                               uint32_t number, int src_unit, int dst_unit) {
+  Tile tile{task.src, task.dst, 0, 0, 1, 0, src_unit, dst_unit, 0, 0};
+  uint32_t column_tile = number;
+  if (is_strided) {
+    const auto& strided = reinterpret_cast<const StridedTask&>(task);
+    const uint32_t row_number = divide(number, {task.code.column_tiles_shift, strided.column_tiles_multiplier});
+    column_tile = number - row_number * task.column_tiles;
+    uint32_t outer = divide(row_number, {strided.row_tiles_shift, strided.row_tiles_multiplier});
+    const uint32_t row_tile = row_number - outer * strided.row_tiles;
+    const int64_t first_row = static_cast<int64_t>(row_tile) * strided.tile_rows;
+    tile.rows = row_tile + 1 == strided.row_tiles ? strided.last_rows : strided.tile_rows;
+    tile.src += first_row * strided.src_row_stride;
+    tile.dst += first_row * strided.dst_row_stride;
+    tile.row_bytes = strided.row_bytes;
+    tile.src_column_stride = strided.src_column_stride;
+    tile.dst_column_stride = strided.dst_column_stride;
+    tile.src_row_stride = strided.src_row_stride;
+    tile.dst_row_stride = strided.dst_row_stride;
+    const Extent* extents = read_at<Extent>(launch, strided.outer);
+    for (int d = 0; d < strided.outer_extents; ++d) {
+      // A launch has fewer than 2^31 tiles, so an outer extent that matters fits 32 bits.
+      const auto size = static_cast<uint32_t>(extents[d].size);
+      tile.src += (outer % size) * extents[d].src_stride;
+      tile.dst += (outer % size) * extents[d].dst_stride;
+      outer /= size;
+    }
   }
+  tile.first_column = static_cast<uint64_t>(column_tile) * task.tile_columns;
+  tile.columns = column_tile + 1 == task.column_tiles ? task.last_columns : task.tile_columns;
+  return tile;
 }
 
 // The units that one lane visits in a tile: every 32nd along a long row, or one column of several short rows.
@@ -90,7 +114,7 @@ FUSED_COPY_HOST_DEVICE inline PlainTask read_plain_task(const Task& task) {
                  .src_row_stride = static_cast<uint32_t>(strided.src_row_stride),
                  .dst_row_stride = static_cast<uint32_t>(strided.dst_row_stride)};
 #ifdef __CUDA_ARCH__
-  // Or else the compiler moves reads to where they are used first.
+  // Keeps the compiler from moving reads to where they are used first.
   asm volatile(""
                : "+l"(read.src), "+l"(read.dst), "+r"(read.tile_columns), "+r"(read.last_columns),
                  "+r"(read.column_tiles), "+r"(code), "+r"(read.column_tiles_multiplier), "+r"(read.src_row_stride),
@@ -111,7 +135,7 @@ FUSED_COPY_HOST_DEVICE inline LaneWalk walk_plain_lane(const PlainTask& task, bo
       .dst_step = int64_t{kWarpLanes} << unit.dst,
       .column = lane,
   };
-  const uint32_t row = is_strided ? divide(tile, task.column_tiles_multiplier, task.code.column_tiles_shift) : 0;
+  const uint32_t row = is_strided ? divide(tile, {task.code.column_tiles_shift, task.column_tiles_multiplier}) : 0;
   const uint32_t column_tile = tile - row * task.column_tiles;
   const uint32_t columns = column_tile == task.column_tiles - 1 ? task.last_columns : task.tile_columns;
   walk.count = (columns + kWarpLanes - 1 - lane) >> kWarpLanesLog2;

@@ -1,6 +1,20 @@
 #include "metadata.h"
 
+#include <algorithm>
+#include <iterator>
+#include <string_view>
+
+#include "planner.h"
+
 namespace fused_copy {
+namespace {
+
+DType dtype_of_name(std::string_view name) {
+  const auto* const row = std::ranges::find(kDTypes, name, &DTypeInfo::name);
+  return row == std::end(kDTypes) ? DType::Unsupported : row->dtype;
+}
+
+}  // namespace
 
 void check_metadata(const std::vector<Description>& destinations, const std::vector<Description>& sources,
                     const std::vector<Fill>* fills) {
@@ -18,10 +32,10 @@ void check_metadata(const std::vector<Description>& destinations, const std::vec
                          : tensor.device_type == "cpu" || tensor.device_type == "meta" ? DeviceType::Cpu
                                                                                        : DeviceType::Other;
       view.device.index = tensor.device_index;
-      view.pinned = view.device.type == DeviceType::Cpu;  // which only the op itself can tell
+      view.pinned = view.device.type == DeviceType::Cpu;  // perhaps: the op itself checks it
       view.strided = tensor.strided;
-      view.requires_grad = tensor.requires_grad;
-      // Where memory will lie is not known: as far apart and as aligned as it can.
+      view.autograd.requires_grad = tensor.requires_grad;
+      // Addresses are not known yet: assume tensors that do not overlap and are aligned.
       view.storage_bytes = INT64_MAX;
       view.address = end + 64;
       end = (view.address + static_cast<uint64_t>(byte_extent(view)) + 63) & ~uint64_t{63};

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "planner.h"
+#include "destinations.h"
 
 namespace fused_copy {
 

@@ -35,8 +35,8 @@ StableIValue call_operator(const char* name, AtenTensorHandle tensor, std::initi
 
 bool is(const char* question, AtenTensorHandle tensor) { return to<bool>(call_operator(question, tensor)); }
 
-// Properties that only the dispatcher tells: asked where they can matter, as each answer costs about as much as the
-// rest of a tensor together.
+// Which properties to ask the dispatcher for, as only it tells them: each answer costs about as much as reading all
+// the rest of a tensor.
 struct Questions {
   bool lazy;
   bool autograd;
@@ -55,8 +55,8 @@ TensorView read_tensor(AtenTensorHandle tensor, const Questions& ask) {
   view.lazy = ask.lazy && (is("aten::is_conj", tensor) || is("aten::is_neg", tensor));
   if (ask.autograd) {
     // Inference mode turns grad mode off, so an inference tensor is outside of it here.
-    view.inference = is("aten::is_inference", tensor);
-    view.requires_grad = !view.inference && requires_grad(tensor);
+    view.autograd.inference = is("aten::is_inference", tensor);
+    view.autograd.requires_grad = !view.autograd.inference && requires_grad(tensor);
   }
   return view;
 }
@@ -118,7 +118,7 @@ void read_tensors(const OwnedTensors& tensors, const char* role, const Questions
 }
 
 void replay(StableIValue* stack, bool lazy) {
-  // All three are this function's to give back, whichever of them fails.
+  // This function owns all three lists, and gives each back even where reading another one throws.
   const List dst(to<StableListHandle>(stack[0])), src(to<StableListHandle>(stack[1]));
   const List fill(optional_list(stack[2]));
   const OwnedTensors destinations = tensors_of(dst), sources = tensors_of(src);

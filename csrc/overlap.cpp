@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "planner.h"
+#include "tensor_view.h"
 
 namespace fused_copy {
 namespace {
@@ -73,8 +73,8 @@ struct TermList {
 
 // Whether an element of `a` shares a byte with one of `b`; both are not empty.
 Shared share_elements(const TensorView& a, const TensorView& b) {
-  const int a_item = dtype_size(a.dtype);
-  const int b_item = dtype_size(b.dtype);
+  const int a_item = info(a.dtype).size;
+  const int b_item = info(b.dtype).size;
   TermList list;
   // a + sum(i * s) = b + sum(j * t) with every t * j written as t * most - t * (most - j), so that all terms add.
   __int128 distance = static_cast<__int128>(b.address) - a.address;
@@ -129,7 +129,7 @@ struct Part {
   uint64_t end = 0;
 };
 std::array<Part, 2> parts_of(const TensorView& view, uint64_t modulus) {
-  const auto item = static_cast<uint64_t>(dtype_size(view.dtype));
+  const auto item = static_cast<uint64_t>(info(view.dtype).size);
   uint64_t extent = item;
   for (int64_t d = 0; d < view.rank; ++d) {
     const uint64_t step = view.sizes[d] > 1 ? view.strides[d] * item : 0;
@@ -147,20 +147,20 @@ int64_t divisor_of_largest(const TensorView& view, size_t count) {
   std::array<int64_t, kMaxRank> steps;
   size_t rank = 0;
   for (int64_t d = 0; d < view.rank; ++d) {
-    if (view.sizes[d] > 1) steps[rank++] = view.strides[d] * dtype_size(view.dtype);
+    if (view.sizes[d] > 1) steps[rank++] = view.strides[d] * info(view.dtype).size;
   }
   count = std::min(count, rank);
   std::partial_sort(steps.begin(), steps.begin() + count, steps.begin() + rank, std::greater<>());
   return std::accumulate(steps.begin(), steps.begin() + count, int64_t{0}, std::gcd<int64_t, int64_t>);
 }
 
-// So few are compared with each other rather than told apart first.
+// Up to so many tensors are compared each with each, without an index.
 constexpr size_t kFewTensors = 8;
 
 }  // namespace
 
 Shared shares_own_elements(const TensorView& view) {
-  // Mostly each stride steps over all that the dimensions after it reach.
+  // The common case: each stride is at least as large as the extent of the dimensions after it.
   int64_t extent = 1;
   int64_t d = view.rank;
   for (; d > 0 && (view.sizes[d - 1] == 1 || view.strides[d - 1] >= extent); --d) {

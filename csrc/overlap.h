@@ -1,4 +1,4 @@
-// Which tensors share memory, by their elements: views that interleave in one buffer, as its columns do, share none.
+// Which tensors share memory, element by element: views that interleave in one buffer, as its columns do, share none.
 #pragma once
 
 #include <algorithm>
@@ -65,7 +65,7 @@ class OverlapIndex {
   size_t count_before(uint64_t end) const {
     return std::ranges::lower_bound(ranges_, end, {}, &Range::begin) - ranges_.begin();
   }
-  // Where those end that overlap the range or hang together with it by others that do.
+  // Where the chain of ranges ends that overlap this one, directly or through others of the chain.
   size_t run_end(size_t first) const {
     while (++first < ranges_.size() && ranges_[first].begin < furthest_[first - 1]) continue;
     return first;

@@ -5,7 +5,7 @@
 namespace fused_copy {
 namespace {
 
-// The C++ object in a Python one of its type, past pybind11's conversion, which costs as much as the rest of a call.
+// The C++ object within a Python object, without pybind11's conversion, which costs as much as the rest of a call.
 template <class T>
 T& object_in(PyObject* self) {
   return *static_cast<T*>(reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr());
@@ -59,7 +59,7 @@ py::object bound_method(const py::object& self) {
   return py::reinterpret_steal<py::object>(PyCFunction_New(kMethod, self.ptr()));
 }
 
-// Has objects of a type take part in Python's garbage collection: a tensor may hold its plan.
+// Makes a type's objects visible to Python's garbage collector: a tensor's attribute may hold the tensor's own plan.
 template <class T>
 void make_collectable(PyHeapTypeObject* heap_type) {
   PyTypeObject& type = heap_type->ht_type;
@@ -77,7 +77,7 @@ void make_collectable(PyHeapTypeObject* heap_type) {
   };
 }
 
-// Null where there are no plain destinations, and why.
+// A plan and an empty text, or null and the reason where the destinations are not plain.
 std::pair<std::unique_ptr<BoundPlan>, std::string> bind_plan(py::tuple destinations, py::object fill,
                                                              py::object names) {
   const Role role{"destination", names};
@@ -109,7 +109,7 @@ void* graph_pointer(PyObject* method, const py::object& graph, std::string* refu
 // A new reference to a dictionary's item; null where there is none, or looking for it raised.
 PyObject* new_item(PyObject* dictionary, PyObject* key) {
 #if PY_VERSION_HEX >= 0x030D0000
-  PyObject* item;  // which without a GIL another thread may take out meanwhile
+  PyObject* item;  // a new reference: without a GIL another thread may remove the item at any time
   PyDict_GetItemRef(dictionary, key, &item);
   return item;
 #else
@@ -175,13 +175,13 @@ py::object BoundPlan::in_order(TensorSpan arguments, PyObject* keywords) const {
     if (PyErr_Occurred()) throw py::error_already_set();
     if (found == names.size() && PyDict_GET_SIZE(only) == static_cast<Py_ssize_t>(found)) return ordered;
   }
-  // Other mappings, and what is wrong.
+  // Mappings that are no dict, and errors.
   py::tuple positional(arguments.size());
   for (size_t i = 0; i < arguments.size(); ++i) positional[i] = py::handle(arguments[i]);
   return call_python("fused_copy.ops", "sources_in_order", py::make_tuple(names_, positional, keywords != nullptr));
 }
 
-// Where a tensor lies elsewhere by now, or its storage is shorter, somebody else's memory may be where it was.
+// A destination that was moved or shortened since it was bound: its old memory may by now belong to others.
 void BoundPlan::check_memory() const {
   if (!destinations_) throw std::runtime_error("fused_copy: the plan was collected as garbage: bind a new one");
   const TensorSpan destinations = items_of(destinations_);
@@ -201,7 +201,7 @@ void BoundPlan::refuse_memory(size_t index, AtenTensorHandle handle) const {
   } catch (const Withheld& error) {
     throw withheld_by_torch(items_of(destinations_)[index], static_cast<int64_t>(index), "destination", error.what());
   } catch (const std::runtime_error&) {
-    // Torch tells of no memory: none that the plan may write to.
+    // The tensor has no memory any more.
   }
   if (now.address == bound.address && now.storage_bytes >= needed) return;
   throw InvalidInput(static_cast<int64_t>(index),
@@ -213,17 +213,13 @@ void BoundPlan::refuse_memory(size_t index, AtenTensorHandle handle) const {
                            "(.data =, set_(), resize_(), share_memory_()); bind a new plan");
 }
 
-void BoundPlan::check_autograd(Workspace& work) const {
-  const auto refused = [](const TensorView& view) { return view.requires_grad || view.inference; };
-  std::vector<TensorView>& asked = work.destination_views;
-  if (std::ranges::none_of(asked, refused)) return;
+void BoundPlan::check_autograd(std::span<const TensorView> asked) const {
   for (size_t i = 0; i < asked.size(); ++i) {
-    const bool requires_grad = asked[i].requires_grad, inference = asked[i].inference;
-    asked[i] = bound_.views()[i];
-    asked[i].requires_grad = requires_grad;
-    asked[i].inference = inference;
+    if (!asked[i].autograd.requires_grad && !asked[i].autograd.inference) continue;
+    TensorView view = bound_.views()[i];
+    view.autograd = asked[i].autograd;
+    check_tensor(static_cast<int64_t>(i), "destination", view);
   }
-  work.destinations.bind(asked, nullptr);
 }
 
 std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {
@@ -233,7 +229,7 @@ std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources
   if (plain && grad_mode && destinations_) ask_autograd(items_of(destinations_), work.destination_views);
   check_memory();
   if (!plain || !read_tensors(sources, role, work.source_views)) return std::nullopt;
-  if (grad_mode) check_autograd(work);
+  if (grad_mode) check_autograd(work.destination_views);
   locate_pinned(bound_.views(), work.source_views);
   return work.planner.plan(bound_, work.source_views);
 }
@@ -264,7 +260,7 @@ void BoundPlan::replay(TensorSpan sources) const {
   if (!launches) return by_torch("fused_copy.ops", "replay_dispatched");
   if (backend == Backend::Reference) return by_torch("fused_copy.backends", "copy_each");
   run_call<WithoutGil>(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
-  // In inference mode, where engines replay, it would cost as much as the rest of the call.
+  // Skipped in inference mode, where engines replay and no one reads versions: it would double the call's time.
   if (counts_versions_ && (aoti_torch_grad_mode_is_enabled() || !is_inference_mode())) {
     call(torch_api.increment_version, destinations_.ptr());
   }
@@ -275,7 +271,7 @@ void BoundPlan::traverse(Visit& visit) const {
 }
 
 void BoundPlan::clear() {
-  // What goes with them may call this plan.
+  // Held to the end: finalizers of what is dropped may call this plan.
   const py::object destinations = std::exchange(destinations_, {}), fill = std::exchange(fill_, py::none());
   const py::object names = std::exchange(names_, py::none());
 }
@@ -310,7 +306,7 @@ std::unique_ptr<GraphCopy> GraphCopy::capture(py::object plan, const py::object&
   const auto launches = bound.plan_for_graph(items, *work);
   std::unique_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), &bound, graph));
   copy->captured_.take(items, work->source_views);
-  // A copy of nothing is recorded too, so that an update can make it one of something.
+  // An empty copy is recorded too, so that an update can give its node something to copy.
   for (size_t i = 0; i < std::max<size_t>(launches.size(), 1); ++i) {
     const CapturedLaunch captured = capture_launch(i < launches.size() ? &launches[i] : nullptr, device.index);
     copy->captured_graph_ = captured.graph;
@@ -342,7 +338,7 @@ void GraphCopy::update(TensorSpan sources) {
   next_.take(sources, work->source_views);
   for (size_t i = 0; i < nodes_.size(); ++i) {
     try {
-      // Before the graph is instantiated, its own node takes the parameters, and the instance will have them.
+      // Before the graph is instantiated its own node is changed, which every instance begins with.
       set_node(executable, nodes_[i], i < launches.size() ? &launches[i] : nullptr, device_index());
     } catch (const std::exception&) {
       if (i > 0) abandoned_.push_back(std::exchange(next_, Held(device_index())));
@@ -391,7 +387,7 @@ void GraphCopy::traverse(Visit& visit) const {
   for (const Held& held : abandoned_) std::ranges::for_each(held.sources, std::ref(visit));
 }
 
-// The plan stays, as whatever is called meanwhile uses it; it is cleared itself.
+// Keeps the plan, which calls under way still use; the collector clears the plan by itself.
 void GraphCopy::clear() {
   std::vector<std::vector<py::object>> sources;
   for (Held* held : {&captured_, &current_, &next_}) sources.push_back(std::move(held->sources));

@@ -59,14 +59,15 @@ class BoundPlan {
  private:
   void check_memory() const;
   void refuse_memory(size_t index, AtenTensorHandle handle) const;
-  void check_autograd(Workspace& work) const;
+  // Throws InvalidInput where autograd refuses a destination, as ask_autograd() was told.
+  void check_autograd(std::span<const TensorView> asked) const;
 
   py::object destinations_;  // a tuple; null once it was collected
   py::object fill_;
   py::object names_;
-  OwnedTensors held_memory_;  // graphs write into it, whatever becomes of the tensors
+  OwnedTensors held_memory_;  // keeps the storages alive, as graphs may write into them after the tensors are gone
   std::vector<Memory> bound_memory_;
-  std::vector<int64_t> shapes_;  // sizes and strides that the views point to, so that the tensors may change theirs
+  std::vector<int64_t> shapes_;  // copies of sizes and strides, for the views to point to
   Destinations bound_;
   bool counts_versions_ = false;  // inference tensors have no version counters
 };
@@ -115,15 +116,15 @@ class GraphCopy {
   void* executable(const py::object& owner);
 
   py::object plan_;
-  const BoundPlan* bound_;  // in plan_
-  py::weakref graph_;       // dropped by its owner, it must go: CUDA ends any capture during which a graph is destroyed
+  const BoundPlan* bound_;  // the object within plan_
+  py::weakref graph_;       // weak: kept alive, it would be destroyed at a time when a capture may be under way
   std::vector<GraphNode> nodes_;
   void* captured_graph_ = nullptr;
-  void* executable_ = nullptr;   // the one whose nodes were last checked to be these
-  Held captured_;                // what an executable made anew begins with
+  void* executable_ = nullptr;   // the executable that was last checked to have these nodes
+  Held captured_;                // what every executable begins with
   Held current_;                 // what the executable's nodes read
-  std::vector<Held> abandoned_;  // what some of them read too, after an update that CUDA refused midway
-  Held next_;                    // empty but for its memory, outside of an update
+  std::vector<Held> abandoned_;  // what some nodes may read, after an update that CUDA refused midway
+  Held next_;                    // empty outside of an update, but keeps its capacity
   std::atomic_flag updating_;
 };
 

@@ -61,15 +61,15 @@ int64_t call_int(PyObject* function, PyObject* argument = nullptr) {
   return value;
 }
 
-// A word of the tensor itself, whose address its handle holds.
+// A word of the TensorImpl, whose address is what a handle points to.
 uint64_t word_of(AtenTensorHandle tensor, ptrdiff_t offset) {
   uint64_t word;
   std::memcpy(&word, *reinterpret_cast<const char* const*>(tensor) + offset, sizeof word);
   return word;
 }
 
-// Whether the conjugate or the negative bit is set. The dispatcher has keys for both, in a word of the tensor: torch's
-// methods tell as well, but cost more than all else that is read of a tensor.
+// Whether the conjugate or the negative bit is set. Both are dispatch keys, in a word of the TensorImpl. Torch's
+// methods tell them too, but cost more than reading all the rest of a tensor.
 bool is_lazy(PyObject* object, AtenTensorHandle handle) {
   if (torch_api.keys_offset != 0) return (word_of(handle, torch_api.keys_offset) & torch_api.lazy_keys) != 0;
   return call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object);
@@ -85,12 +85,12 @@ struct Known {
   DeviceType device_type;
 };
 
-// Reads a plain tensor. False for what only the dispatcher can read or refuse.
+// Reads a plain tensor. False for tensors that must go through torch's dispatcher to be read or refused.
 bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view, Known& known) {
   const AtenTensorHandle handle = handle_of(object);
   if (handle == nullptr) return false;
   const uint64_t keys = torch_api.keys_offset != 0 ? word_of(handle, torch_api.keys_offset) : 0;
-  const bool requires_grad = view.requires_grad, inference = view.inference;
+  const Autograd autograd = view.autograd;
   try {
     view = keys != 0 && keys == known.keys ? read_tensor(handle, known.device_type) : read_tensor(handle);
   } catch (const Withheld& error) {
@@ -103,8 +103,7 @@ bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& vi
   if (view.address == 0 && !is_empty(view)) return false;
   known = {keys, view.device.type};
   view.lazy = is_lazy(object, handle);
-  view.requires_grad = requires_grad;
-  view.inference = inference;
+  view.autograd = autograd;
   return true;
 }
 
@@ -151,8 +150,8 @@ ptrdiff_t find_keys_offset(const py::module_& torch, uint64_t& lazy_keys) {
   return 0;
 }
 
-// torch's own function that tells which keys this thread adds to every call: a tenth of the time of asking in Python.
-// It is no part of the stable ABI, so it has to answer as the keys are set.
+// Torch's own function that tells whether this thread adds a dispatch key to every call: it takes a tenth of the time
+// of asking in Python. As it is no part of the stable ABI, it is used only if its answers follow the keys that are set.
 void find_includes_key(const py::object& c) {
   const auto includes = reinterpret_cast<bool (*)(uint16_t)>(
       dlsym(RTLD_DEFAULT, "_ZN3c104impl28tls_is_dispatch_key_includedENS_11DispatchKeyE"));
@@ -278,8 +277,8 @@ void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views) {
   if (!aoti_torch_grad_mode_is_enabled()) return;
   const bool inference_mode = is_inference_mode();
   for (size_t i = 0; i < views.size(); ++i) {
-    views[i].requires_grad = py::handle(destinations[i]).attr("requires_grad").ptr() == Py_True;
-    views[i].inference = !inference_mode && is_inference(destinations[i]);
+    views[i].autograd.requires_grad = py::handle(destinations[i]).attr("requires_grad").ptr() == Py_True;
+    views[i].autograd.inference = !inference_mode && is_inference(destinations[i]);
   }
 }
 
@@ -297,7 +296,7 @@ void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorVi
   for (size_t i = 0; i < tensors.size(); ++i) {
     const AtenTensorHandle handle = handle_of(tensors[i]);
     if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
-    const bool requires_grad = views[i].requires_grad, inference = views[i].inference;
+    const Autograd autograd = views[i].autograd;
     try {
       views[i] = read_tensor(handle);
     } catch (const Withheld& error) {
@@ -305,8 +304,7 @@ void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorVi
           describe(withheld_by_torch(tensors[i], static_cast<int64_t>(i), role.name, error.what())));
     }
     views[i].lazy = is_lazy(tensors[i], handle);
-    views[i].requires_grad = requires_grad;
-    views[i].inference = inference;
+    views[i].autograd = autograd;
   }
 }
 
@@ -315,9 +313,9 @@ namespace {
 // Whether the number is the double that it was converted to: 2**53 + 1, a Fraction or a NumPy integer may not be.
 bool is_exactly(py::handle number, double value) {
   if (PyFloat_Check(number.ptr()) || std::isnan(value)) return true;
-  // One that compares with nothing is what its __float__ says.
+  // A type that defines no comparison cannot be compared: its __float__ is believed.
   if (Py_TYPE(number.ptr())->tp_richcompare == PyBaseObject_Type.tp_richcompare) return true;
-  // NumPy and torch compare integers as floats.
+  // NumPy's and torch's integers compare with a float as floats: their __index__ is exact.
   auto exact = py::reinterpret_steal<py::object>(PyIndex_Check(number.ptr()) ? PyNumber_Index(number.ptr()) : nullptr);
   if (!exact) {
     if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
@@ -339,7 +337,7 @@ bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
     }
     const double value = PyFloat_AsDouble(fill.ptr());
     const bool failed = value == -1 && PyErr_Occurred();
-    // Only what says that it is no such number: an interrupt or exhausted memory is the caller's to see.
+    // Only these errors say that it is no number; an interrupt or exhausted memory must reach the caller.
     const bool no_number =
         failed && (PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError) ||
                    PyErr_ExceptionMatches(PyExc_OverflowError));

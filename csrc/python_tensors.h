@@ -25,7 +25,7 @@ using WithoutGil = py::gil_scoped_release;
 struct Torch {
   PyTypeObject* tensor_type;
   PyTypeObject* parameter_type;
-  ptrdiff_t handle_offset;  // see handle_of(); 0: not found, every call is for the dispatcher
+  ptrdiff_t handle_offset;  // see handle_of(); 0: not found, so no call takes the fast path
   ptrdiff_t keys_offset;    // see is_lazy(); 0: not found
   uint64_t lazy_keys;
   PyObject* is_conj;  // unbound methods of torch.Tensor
@@ -43,11 +43,11 @@ struct Torch {
   PyObject* graph_exec;
   PyObject* profiler;  // the module's dictionary; null where this torch does not tell whether it records
   PyObject* profiler_flag;
-  std::string problem = "fused_copy was not imported as a package";  // why every call is for the dispatcher
+  std::string problem = "fused_copy was not imported as a package";  // why no call takes the fast path; empty: none
 };
 extern Torch torch_api;
 
-// Which code copies; torch's own operators in the other two, always or where one launch cannot.
+// Which code copies: one launch, torch's own operators, or those where one launch cannot.
 enum class Backend { Fused, Reference, Fallback };
 extern std::atomic<Backend> backend;
 
@@ -80,7 +80,7 @@ PyObject* translate_errors(Body body) {
 // Calls a function of at most one argument. Throws the Python error of a call that failed.
 py::object call(PyObject* function, PyObject* argument = nullptr);
 
-// Calls a function of one of the package's modules, which is looked up anew: for what is rare.
+// Calls a function of a Python module, which is imported for it: for rare cases.
 py::object call_python(const char* module, const char* function, const py::tuple& arguments);
 
 // A call's name in torch's profiler, while that records.
@@ -136,23 +136,22 @@ struct Role {
   py::handle names;  // of the pairs, or None
 };
 
-// Whether these are tensors whose memory alone counts, torch.Tensor or torch.nn.Parameter themselves. False: some are
-// subclasses, which are for the dispatcher. Raises TypeError for what is no tensor.
+// Whether all are torch.Tensor or torch.nn.Parameter themselves. False: some are subclasses, which must go through
+// torch's dispatcher. Raises TypeError for what is no tensor.
 bool are_plain(TensorSpan tensors, Role role);
 
-// The first of these tensors that is for the dispatcher, in words; empty where none is.
+// Names the first of these tensors that must go through torch's dispatcher; empty where none must.
 std::string dispatched_tensor(TensorSpan tensors, Role role);
 
-// Asks what autograd must know of destinations while grad mode is on, before they are read. Inference tensors are
-// refused outside of inference mode.
+// Fills in the views' `autograd`, while grad mode is on. Comes before the rest of the tensors is read.
 void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views);
 
 // The refusal of a tensor whose memory torch withholds, with torch's reason; where that is not given, Python is asked.
 InvalidInput withheld_by_torch(PyObject* tensor, int64_t pair, const char* role, std::string reason);
 
-// Reads plain tensors past torch's dispatcher, and keeps what ask_autograd() has told of them. False where they are for
-// it: tensors that have no memory, dtypes that only it can name, the wrappers of transforms. Runs no Python code, so
-// that what was read holds until the launch.
+// Reads plain tensors without torch's dispatcher, and keeps the views' `autograd`. False where some must go through it:
+// tensors that have no memory, dtypes that only it can name, the wrappers of transforms. Runs no Python code, so that
+// what was read holds until the launch.
 bool read_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views);
 
 // Reads the tensors that torch's dispatcher hands to an implementation, whatever they are.

@@ -2,7 +2,8 @@
 
 #include <torch/headeronly/core/DeviceType.h>
 #include <torch/headeronly/core/Layout.h>
-#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
 
 // Since torch 2.13.
 extern "C" [[gnu::weak]] const char* torch_exception_get_what_without_backtrace();
@@ -10,36 +11,19 @@ extern "C" [[gnu::weak]] const char* torch_exception_get_what_without_backtrace(
 namespace fused_copy {
 namespace {
 
-using torch::headeronly::ScalarType;
+// The place of a scalar type's row, by the type's number.
+constexpr auto kRowOfScalarType = [] {
+  std::array<DType, 64> rows;
+  rows.fill(DType::Unsupported);
+  for (const DTypeInfo& row : kDTypes) {
+    if (row.dtype != DType::Unsupported) rows[row.scalar_type] = row.dtype;
+  }
+  return rows;
+}();
 
 DType dtype_of(int32_t scalar_type) {
-  switch (static_cast<ScalarType>(scalar_type)) {
-    case ScalarType::Bool: return DType::Bool;
-    case ScalarType::Byte: return DType::UInt8;
-    case ScalarType::Char: return DType::Int8;
-    case ScalarType::Short: return DType::Int16;
-    case ScalarType::Int: return DType::Int32;
-    case ScalarType::Long: return DType::Int64;
-    case ScalarType::Half: return DType::Float16;
-    case ScalarType::BFloat16: return DType::BFloat16;
-    case ScalarType::Float: return DType::Float32;
-    case ScalarType::Double: return DType::Float64;
-    case ScalarType::UInt16: return DType::UInt16;
-    case ScalarType::UInt32: return DType::UInt32;
-    case ScalarType::UInt64: return DType::UInt64;
-    case ScalarType::ComplexHalf: return DType::Complex32;
-    case ScalarType::ComplexFloat: return DType::Complex64;
-    case ScalarType::ComplexDouble: return DType::Complex128;
-    case ScalarType::Float8_e4m3fn: return DType::Float8E4M3FN;
-    case ScalarType::Float8_e4m3fnuz: return DType::Float8E4M3FNUZ;
-    case ScalarType::Float8_e5m2: return DType::Float8E5M2;
-    case ScalarType::Float8_e5m2fnuz: return DType::Float8E5M2FNUZ;
-    case ScalarType::Float8_e8m0fnu: return DType::Float8E8M0FNU;
-    case ScalarType::Float4_e2m1fn_x2: return DType::Float4E2M1FNx2;
-    case ScalarType::Bits8: return DType::Bits8;
-    case ScalarType::Bits16: return DType::Bits16;
-    default: return DType::Unsupported;
-  }
+  const auto number = static_cast<uint32_t>(scalar_type);
+  return number < kRowOfScalarType.size() ? kRowOfScalarType[number] : DType::Unsupported;
 }
 
 DeviceType device_type_of(int32_t device_type) {
@@ -105,7 +89,7 @@ TensorView read_tensor(AtenTensorHandle tensor, std::optional<DeviceType> stride
   check(aoti_torch_get_storage_offset(tensor, &storage_offset));
   const Memory memory = memory_of(tensor);
   view.address = reinterpret_cast<uint64_t>(memory.data);
-  const bool beyond = __builtin_mul_overflow(storage_offset, int64_t{dtype_size(view.dtype)}, &offset_bytes);
+  const bool beyond = __builtin_mul_overflow(storage_offset, int64_t{info(view.dtype).size}, &offset_bytes);
   view.storage_bytes = beyond ? 0 : memory.storage_size - offset_bytes;
   return view;
 }

@@ -6,7 +6,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "planner.h"
+#include "tensor_view.h"
 
 namespace fused_copy {
 
@@ -16,13 +16,13 @@ struct Withheld : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// All that the planner checks but `lazy`, `requires_grad` and `inference`, which only the dispatcher or Python tell. A
+// All that the planner checks but `lazy` and `autograd`, which only the dispatcher or Python tell. A
 // tensor without strides or memory is read as far as it can be. Sizes and strides stay the tensor's. `strided_on` is
 // the type of its device where it is known already, and that the tensor is strided. Throws Withheld, or
 // std::runtime_error where torch refuses to tell anything else.
 TensorView read_tensor(AtenTensorHandle tensor, std::optional<DeviceType> strided_on = std::nullopt);
 
-// What a tensor's memory is known by.
+// Tells a tensor's memory from others.
 struct Memory {
   const void* data;
   int64_t storage_size;

@@ -15,21 +15,6 @@ from fused_copy._library import _C
 
 Backend = Literal["fused", "reference", "fallback"]
 
-CASTABLE = frozenset(
-    {
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    }
-)
-
 _RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -92,8 +77,8 @@ def fall_back(
     """For arguments that were checked, but for what one launch cannot do."""
     global _fallbacks
     for destination, source in zip(dst, src, strict=True):
-        if not {destination.dtype, source.dtype} <= CASTABLE and destination.dtype != source.dtype:
-            # Torch refuses some pairs too: before anything is written.
+        if destination.dtype != source.dtype:
+            # Torch refuses some pairs of dtypes too: before anything is written.
             torch.zeros(1, dtype=source.dtype, device=source.device).to(destination.dtype)
     _fallbacks += 1
     if reason not in _warned:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fuzz_planner import PLANNER
 
 CSRC = Path(__file__).parent.parent / "csrc"
 
@@ -32,18 +33,18 @@ int main(int, char** arguments) {
   Destinations destinations;
   destinations.bind({&dst, 1}, nullptr);
   LaunchPlanner planner;
-  const uint64_t* words = planner.plan(destinations, {&src, 1})[0].params.words;
-  const LaunchHeader& header = launch_header(words);
-  const auto [number, last] = find_task(words, header.tiles - 1, false);
-  const Task& task = launch_task(words, number);
+  const std::byte* launch = planner.plan(destinations, {&src, 1})[0].params.bytes;
+  const LaunchHeader& header = launch_header(launch);
+  const auto [number, last] = find_task(launch, header.tiles - 1);
+  const Task& task = launch_task(launch, number);
   const bool strided = header.strided > 0;
-  const int unit = 1 << task.code.width;
+  const int unit = 1 << task.code.width_log2;
   uint64_t end = 0;
   for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
     const LaneWalk walk =
         is_plain(header.kind)
             ? walk_plain_lane(read_plain_task(task), strided, last, unit_log2(task.code), lane)
-            : walk_lane(locate_tile(words, task, strided, last, unit, unit), task.code.lanes_log2, lane);
+            : walk_lane(locate_tile(launch, task, strided, last, unit, unit), task.code.lanes_log2, lane);
     if (walk.count > 0) end = std::max(end, walk.dst + (walk.count - 1) * walk.dst_step + unit);
   }
   std::printf("%lld\\n", static_cast<long long>(end - buffer));
@@ -54,7 +55,7 @@ int main(int, char** arguments) {
 def reach(folder: Path, planner: str, rows: int, columns: int, pitch: int) -> int:
     (folder / "planner.cpp").write_text(planner)
     (folder / "main.cpp").write_text(LAST_TILE)
-    sources = [folder / "main.cpp", folder / "planner.cpp", CSRC / "overlap.cpp"]
+    sources = [folder / "main.cpp", folder / "planner.cpp", *(path for path in PLANNER if path.name != "planner.cpp")]
     subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{CSRC}", *sources, "-o", folder / "walk"], check=True)
     return int(subprocess.check_output([folder / "walk", str(rows), str(columns), str(pitch)], text=True))
 

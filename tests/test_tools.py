@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fuzz_planner import PLANNER
 
 TOOLS = Path(__file__).parent.parent / "tools"
 
@@ -16,10 +17,10 @@ TOOLS = Path(__file__).parent.parent / "tools"
 # where they are missing.
 GUARDS = {
     "layout": ("@view.strided@ &", "true"),
-    "conjugate or negative bit": ("if (@!view.lazy@) return;", "true"),
+    "conjugate or negative bit": ("if (@view.lazy@) refuse_lazy", "false"),
     "dtype": ("@(view.dtype != DType::Unsupported)@ &", "true"),
-    "requires grad": ("@!view.requires_grad@ &", "true"),
-    "inference tensor": ("@!view.inference@ &", "true"),
+    "requires grad": ("@!view.autograd.requires_grad@ &", "true"),
+    "inference tensor": ("@!view.autograd.inference@ &", "true"),
     "device": ("@holds_memory(view.device)@ &", "true"),
     "rank beyond torch's": ("view.rank <= kMaxRank", "true"),
     "no address": ("@view.address != 0@ &&", "true"),
@@ -36,7 +37,7 @@ GUARDS = {
     "extent that overflows": ("step > most - elements", "step > 2 * most - elements"),
     "number of fills": ("fills != nullptr && fills->size() != views.size()", "false"),
     "destinations' device": ("view.device == device_", "true"),
-    "fill": ("!encode_exactly(*fills_[i], view.dtype)", "false"),
+    "fill": ("fill && @!patterns_.back()@", "false"),
     "destination within itself": ("shares_own_elements(view)", "Shared::No"),
     "destination within itself, nested": ("view.strides[d - 1] >= extent", "true"),
     "destination within itself, interleaved": ("if (@nested@) return Shared::No", "true"),
@@ -55,9 +56,9 @@ GUARDS = {
     "same memory: strides": ("source.sizes[d] == 1 || source.strides[d] == destination.strides[d]", "true"),
     "number of sources": ("sources.size() != views.size()", "false"),
     "source's device": ("source.device != destination.device && !source.pinned", "false"),
-    "dtype pair": ("!(castable(source.dtype) && castable(destination.dtype))", "false"),
+    "dtype pair": ("!(is_castable(source.dtype) && is_castable(destination.dtype))", "false"),
     "ranks": ("source.rank != destination.rank", "false"),
-    "source larger": ("source.sizes[d] <= destination.sizes[d]", "true"),
+    "source larger": ("source.sizes[d] > destination.sizes[d]", "false"),
     "dimensions after merging": ("dimensions <= kMaxDimensions", "true"),
     "alignment of a cast": ("source.address % src_item != 0 || destination.address % dst_item != 0", "false"),
     "plain: columns side by side": ("plain = @side_by_side@ &&", "true"),
@@ -65,8 +66,8 @@ GUARDS = {
     "direct casts": ("@is_direct_cast(operation)@ ?", "true"),
     "units of a lane": ("if (@device == DeviceType::Cuda@) {", "false"),
     "tiles of a task": ("if (@tiles >= kTooManyTiles@)", "false"),
-    "tiles of a launch": ("header.tiles + tiles >= kTooManyTiles", "false"),
-    "words of a launch": ("needed > kMaxLaunchWords", "false"),
+    "tiles of a launch": ("uint64_t{header.tiles} + planned.tiles > kNoTile", "false"),
+    "words of a launch": ("words > kMaxLaunchWords", "false"),
     "words beyond the last task": ("@kWordsReadBeyond@ + outer_extents", "0"),
 }
 
@@ -93,13 +94,12 @@ def fuzzer(tmp_path_factory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     folder, csrc = tmp_path_factory.mktemp("fuzz"), TOOLS.parent / "csrc"
-    planner = ("planner.cpp", "planner.h", "overlap.cpp", "overlap.h")
-    for name, text in with_switches({name: (csrc / name).read_text() for name in planner}).items():
+    for name, text in with_switches({path.name: path.read_text() for path in [*PLANNER, *csrc.glob("*.h")]}).items():
         (folder / name).write_text(text)
-    command = ["g++", "-std=c++20", "-O1", "-w", f"-I{csrc}", "-DFUSED_COPY_FUZZ_MAIN", "-c", "-o"]
+    command = ["g++", "-std=c++20", "-O1", "-w", f"-I{folder}", "-DFUSED_COPY_FUZZ_MAIN", "-c", "-o"]
     checks = ["-D_GLIBCXX_ASSERTIONS", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
     sources = {TOOLS.parent / "tests/fuzz/planner_fuzz.cpp": []}
-    sources |= {folder / name: checks for name in planner if name.endswith(".cpp")}
+    sources |= {folder / source.name: checks for source in PLANNER}
     objects = [folder / f"{source.stem}.o" for source in sources]
     compilers = [
         subprocess.Popen([*command, output, source, *flags])

@@ -26,7 +26,10 @@ import record
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "tests/fuzz/planner_fuzz.cpp"
-PLANNER = [ROOT / "csrc/planner.cpp", ROOT / "csrc/overlap.cpp"]
+PLANNER = [
+    ROOT / "csrc" / f"{part}.cpp"
+    for part in ("planner", "launch_layout", "destinations", "checks", "overlap", "fill_pattern", "tensor_view")
+]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SEEDS = 200
 WHAT = "planner fuzzed with ASan and UBSan"

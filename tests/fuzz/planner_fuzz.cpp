@@ -27,6 +27,7 @@
 
 #include "lane_walk.h"
 #include "planner.h"
+#include "tuning.h"
 
 using namespace fused_copy;
 
@@ -73,9 +74,9 @@ void print(const char* role, size_t i, const Tensor& tensor) {
   std::fprintf(
       stderr,
       "  %s %zu: %s at %#llx, %lld bytes there, device %d:%d, pinned %d strided %d lazy %d grad %d inference %d, ",
-      role, i, dtype_name(view.dtype), static_cast<unsigned long long>(view.address),
+      role, i, info(view.dtype).name, static_cast<unsigned long long>(view.address),
       static_cast<long long>(view.storage_bytes), static_cast<int>(view.device.type), view.device.index, view.pinned,
-      view.strided, view.lazy, view.requires_grad, view.inference);
+      view.strided, view.lazy, view.autograd.requires_grad, view.autograd.inference);
   for (size_t d = 0; d < tensor.sizes.size(); ++d) {
     std::fprintf(stderr, " %lld:%lld", static_cast<long long>(tensor.sizes[d]),
                  static_cast<long long>(tensor.strides[d]));
@@ -104,8 +105,8 @@ void any_flags(Input& in, TensorView& view) {
   const uint8_t bits = pick < 192 ? 1 << pick % 8 : in.byte();
   view.strided = !(bits & 1);
   view.lazy = bits & 2;
-  view.requires_grad = bits & 4;
-  view.inference = bits & 8;
+  view.autograd.requires_grad = bits & 4;
+  view.autograd.inference = bits & 8;
   view.pinned = bits & 16;
   if (bits & 32) view.device = {static_cast<DeviceType>(in.byte() % 4), in.byte() % 2};
   if (bits & 64) view.address = 0;
@@ -152,7 +153,7 @@ double decode_float(uint64_t bits, int exponent_bits, int mantissa_bits, int bia
 
 double decode(const uint8_t* bytes, DType dtype) {
   uint64_t bits = 0;
-  const int size = std::min(dtype_size(dtype), 8);
+  const int size = std::min(info(dtype).size, 8);
   std::memcpy(&bits, bytes, static_cast<size_t>(size));
   switch (dtype) {
     case DType::Bool:
@@ -248,12 +249,12 @@ __int128 extent_of(const TensorView& view) {
   __int128 elements = 1;
   for (int64_t d = 0; d < view.rank; ++d)
     elements = std::min(beyond, elements + static_cast<__int128>(view.sizes[d] - 1) * view.strides[d]);
-  return elements * dtype_size(view.dtype);
+  return elements * info(view.dtype).size;
 }
 
 bool tensor_is_right(const TensorView& view) {
-  if (!view.strided || view.lazy || view.requires_grad || view.inference || view.dtype == DType::Unsupported ||
-      view.device.type > DeviceType::Cuda || view.rank > 64) {
+  if (!view.strided || view.lazy || view.autograd.requires_grad || view.autograd.inference ||
+      view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda || view.rank > 64) {
     return false;
   }
   for (int64_t d = 0; d < view.rank; ++d) {
@@ -269,7 +270,7 @@ bool pair_is_right(const Case& call, size_t i) {
   const TensorView& src = call.src[i].view;
   if (!tensor_is_right(dst) || !tensor_is_right(src)) return false;
   if (dst.device != call.dst[0].view.device || (src.device != dst.device && !src.pinned)) return false;
-  const bool castable = static_cast<int>(dst.dtype) < kCastableDTypes && static_cast<int>(src.dtype) < kCastableDTypes;
+  const bool castable = is_castable(dst.dtype) && is_castable(src.dtype);
   if (src.dtype != dst.dtype && !castable) return false;
   if (src.rank != dst.rank) return false;
   for (int64_t d = 0; d < src.rank; ++d) {
@@ -277,7 +278,7 @@ bool pair_is_right(const Case& call, size_t i) {
   }
   if (call.has_fills && call.fills[i] && !holds(dst.dtype, *call.fills[i])) return false;
   const auto misaligned = [](const TensorView& view) {
-    return view.address % static_cast<uint64_t>(dtype_size(view.dtype)) != 0;
+    return view.address % static_cast<uint64_t>(info(view.dtype).size) != 0;
   };
   return src.dtype == dst.dtype || is_empty(src) || !(misaligned(src) || misaligned(dst));
 }
@@ -296,11 +297,11 @@ bool pairs_are_right(const Case& call) {
 // Every run of bytes that a tile writes, by the walk of each lane of the GPU: visit(task, dst, src, dst bytes, src
 // bytes, place in the fill pattern). Of a cast, a run is an element.
 template <class Visit>
-void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit visit) {
-  const auto [number, task_tile] = find_task(words, tile, /*one_level=*/false);
+void walk_tile(const Case& call, const std::byte* launch, uint32_t tile, Visit visit) {
+  const auto [number, task_tile] = find_task(launch, tile);
   tile = task_tile;
-  const Task& task = launch_task(words, number);
-  const bool strided = number < launch_header(words).strided;
+  const Task& task = launch_task(launch, number);
+  const bool strided = number < launch_header(launch).strided;
   const auto aligned = [&](uint64_t address, uint64_t unit) {
     if (address % unit != 0) fail(call, "a unit of " + std::to_string(unit) + " bytes is not aligned");
   };
@@ -308,11 +309,11 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
   const int src_unit = 1 << src_unit_log2, dst_unit = 1 << dst_unit_log2;
   const bool on_gpu = call.dst[0].view.device.type == DeviceType::Cuda;
   const auto walk_lanes = [&](auto visit_unit) {
-    const bool plain = is_plain(launch_header(words).kind);
+    const bool plain = is_plain(launch_header(launch).kind);
     for (uint32_t lane = 0; lane < kWarpLanes; ++lane) {
       const LaneWalk walk =
           plain ? walk_plain_lane(read_plain_task(task), strided, tile, unit_log2(task.code), lane)
-                : walk_lane(locate_tile(words, task, strided, tile, src_unit, dst_unit), task.code.lanes_log2, lane);
+                : walk_lane(locate_tile(launch, task, strided, tile, src_unit, dst_unit), task.code.lanes_log2, lane);
       // A lane of the GPU takes no more of a copy or a direct cast.
       const bool in_one_go = task.code.operation == Operation::Copy || is_direct_cast(task.code.operation);
       if (on_gpu && in_one_go && walk.count > static_cast<uint32_t>(max_lane_units(std::max(src_unit, dst_unit)))) {
@@ -324,12 +325,12 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
       }
     }
   };
-  if (task.code.operation >= Operation::Cast) {
-    if (launch_header(words).kind == LaunchKind::PlainCasting && !is_direct_cast(task.code.operation)) {
+  if (is_cast(task.code.operation)) {
+    if (launch_header(launch).kind == LaunchKind::PlainCasting && !is_direct_cast(task.code.operation)) {
       fail(call, "the kernel does not know this cast");
     }
-    const int elements = 1 << task.code.width;
-    const int src_log2 = src_unit_log2 - task.code.width, dst_log2 = dst_unit_log2 - task.code.width;
+    const int elements = 1 << task.code.width_log2;
+    const int src_log2 = src_unit_log2 - task.code.width_log2, dst_log2 = dst_unit_log2 - task.code.width_log2;
     walk_lanes([&](uint64_t src, uint64_t dst, int) {
       aligned(src, std::min(src_unit, 16));
       aligned(dst, std::min(dst_unit, 16));
@@ -339,9 +340,9 @@ void walk_tile(const Case& call, const uint64_t* words, uint32_t tile, Visit vis
     return;
   }
   const int unit = dst_unit;
-  const bool fill = task.code.operation == Operation::Fill || task.code.operation == Operation::Fill16;
+  const bool fill = is_fill(task.code.operation);
   if (task.code.operation == Operation::CopyRagged) {
-    const Tile at = locate_tile(words, task, strided, tile, unit, unit);
+    const Tile at = locate_tile(launch, task, strided, tile, unit, unit);
     aligned(at.dst - at.src, unit);
     const auto phase = static_cast<int64_t>(at.dst % unit);
     const int64_t offset = static_cast<int64_t>(at.first_column) * unit - phase;
@@ -363,17 +364,18 @@ void check_form(const Case& call, const PlannedLaunch& launch) {
   if (launch.used_words > kMaxLaunchWords) fail(call, "a launch is beyond the parameter limit");
   if (header.tasks == 0 || header.tiles == 0) fail(call, "a launch of nothing");
   if (header.tiles >> 31) fail(call, "more tiles than divide() can number");
-  const uint32_t* first_tiles = launch_first_tiles(launch.params.words);
+  const uint32_t* first_tiles = launch_first_tiles(launch.params.bytes);
   for (uint32_t i = 0; i < header.tasks; ++i) {
     if (i == 0 ? first_tiles[i] != 0 : first_tiles[i] <= first_tiles[i - 1]) fail(call, "a task without tiles");
     if (first_tiles[i] >= header.tiles) fail(call, "a task begins beyond the last tile");
-    const auto* task = reinterpret_cast<const uint64_t*>(&launch_task(launch.params.words, i));
+    const Task& task = launch_task(launch.params.bytes, i);
     const bool strided = i < header.strided;
-    if (task + (strided ? kStridedTaskWords : kTaskWords + kWordsReadBeyond) > launch.params.words + launch.used_words)
-      fail(call, "a task beyond the launch's words");
-    const auto* layout = reinterpret_cast<const StridedTask*>(task);
+    const size_t read = strided ? sizeof(StridedTask) : sizeof(Task) + kWordsReadBeyond * kWordBytes;
+    const std::byte* const end = launch.params.bytes + launch.used_words * kWordBytes;
+    if (reinterpret_cast<const std::byte*>(&task) + read > end) fail(call, "a task beyond the launch's words");
+    const auto* layout = reinterpret_cast<const StridedTask*>(&task);
     if (strided && layout->outer_extents > 0 &&
-        layout->outer + layout->outer_extents * kExtentWords > launch.used_words)
+        layout->outer + layout->outer_extents * kWordsOf<Extent> > launch.used_words)
       fail(call, "extents beyond the launch's words");
   }
 }
@@ -431,7 +433,7 @@ Case small_case(Input& in) {
     auto bytes = static_cast<int64_t>(std::min<__int128>(extent_of(tensor.view), INT64_MAX));
     if (bytes > 16 * most) {
       std::fill(tensor.sizes.begin(), tensor.sizes.end(), 1);
-      bytes = dtype_size(dtype);
+      bytes = info(dtype).size;
     }
     const uint8_t where = in.byte();
     if (where < 244) {
@@ -472,13 +474,13 @@ Case small_case(Input& in) {
     }
     if (columns) dst.strides = {32, 1};
     place(dst, dst_end, kDstArena, dtype);
-    if (columns) dst.view.address = kDstArena + in.byte() % 4 * 16 * dtype_size(dtype) + in.byte() % 16;
+    if (columns) dst.view.address = kDstArena + in.byte() % 4 * 16 * info(dtype).size + in.byte() % 16;
     if (const uint8_t shared = in.byte(); shared >= 248) {
       place(src, dst_end, kDstArena, other);
       if (shared >= 252) {
         // The memory of a destination, this pair's or the last one's: the very same, laid out otherwise, or beside it.
         const Tensor& at = call.dst[i > 0 && in.byte() % 2 ? i - 1 : i];
-        src.view.address = at.view.address + (shared == 252 ? dtype_size(other) : 0);
+        src.view.address = at.view.address + (shared == 252 ? info(other).size : 0);
         for (size_t d = 0; shared != 253 && d < std::min(at.strides.size(), src.strides.size()); ++d)
           src.strides[d] = at.strides[d];
         src.view.storage_bytes = static_cast<int64_t>(std::min<__int128>(extent_of(src.view), 1 << 20));
@@ -503,7 +505,7 @@ void for_each_element(const TensorView& view, const int64_t* sizes, Visit visit)
   for (int64_t d = 0; d < view.rank; ++d) {
     if (sizes[d] == 0) return;
   }
-  const auto item = static_cast<uint64_t>(dtype_size(view.dtype));
+  const auto item = static_cast<uint64_t>(info(view.dtype).size);
   while (true) {
     uint64_t address = view.address;
     for (int64_t d = 0; d < view.rank; ++d)
@@ -556,7 +558,7 @@ struct Reference {
   bool own_destination(const TensorView& view, int pair) {
     bool alone = true;
     for_each_element(view, view.sizes, [&](uint64_t address, const auto&) {
-      for (int k = 0; k < dtype_size(view.dtype); ++k) {
+      for (int k = 0; k < info(view.dtype).size; ++k) {
         int& by = owner[address - kDstArena + k];
         alone &= by == -1;
         by = pair;
@@ -568,7 +570,7 @@ struct Reference {
   bool copy(const Case& call, size_t i) {
     const TensorView& dst = call.dst[i].view;
     const TensorView& src = call.src[i].view;
-    const int dst_item = dtype_size(dst.dtype), src_item = dtype_size(src.dtype);
+    const int dst_item = info(dst.dtype).size, src_item = info(src.dtype).size;
     bool shares = false, shares_another = false, same = src.dtype == dst.dtype;
     std::vector<uint64_t> corner;
     for_each_element(dst, src.sizes, [&](uint64_t address, const auto&) { corner.push_back(address); });
@@ -621,7 +623,7 @@ void compare(const Case& call, std::span<const PlannedLaunch> launches, const La
   for (const PlannedLaunch& launch : launches) {
     check_form(call, launch);
     for (uint32_t tile = 0; tile < launch.header().tiles; ++tile) {
-      walk_tile(call, launch.params.words, tile,
+      walk_tile(call, launch.params.bytes, tile,
                 [&](const Task& task, uint64_t dst, uint64_t src, int64_t bytes, int64_t, int place) {
                   const uint64_t pattern[2] = {task.src, task.code.operation == Operation::Fill16 ? 0 : task.src};
                   for (int64_t k = 0; k < bytes; ++k) {
@@ -629,7 +631,7 @@ void compare(const Case& call, std::span<const PlannedLaunch> launches, const La
                       const auto code = static_cast<uint16_t>(static_cast<int>(task.code.operation) -
                                                               static_cast<int>(Operation::Cast));
                       write(dst + k, {Cell::Cast, static_cast<uint8_t>(k), code, src});
-                    } else if (task.code.operation == Operation::Fill || task.code.operation == Operation::Fill16) {
+                    } else if (is_fill(task.code.operation)) {
                       write(dst + k, {Cell::Filled, reinterpret_cast<const uint8_t*>(pattern)[(place + k) % 16], 0, 0});
                     } else {
                       write(dst + k, {Cell::Copied, 0, 0, src + k});
@@ -651,11 +653,11 @@ void compare(const Case& call, std::span<const PlannedLaunch> launches, const La
     const auto pair = static_cast<size_t>(reference.owner[at]);
     const DType dtype = call.dst[pair].view.dtype;
     uint8_t bytes[16] = {};
-    for (int k = 0; k < dtype_size(dtype); ++k) bytes[k] = cells[at + k].detail;
+    for (int k = 0; k < info(dtype).size; ++k) bytes[k] = cells[at + k].detail;
     bool right =
         same_number(decode(bytes, dtype), *call.fills[pair] == 0 && dtype < DType::Float16 ? 0.0 : *call.fills[pair]) ||
         (dtype >= DType::UInt16 && dtype <= DType::UInt64 && decode(bytes, dtype) == *call.fills[pair]);
-    for (int k = dtype_size(dtype) / 2; is_complex(dtype) && k < dtype_size(dtype); ++k) right &= bytes[k] == 0;
+    for (int k = info(dtype).size / 2; is_complex(dtype) && k < info(dtype).size; ++k) right &= bytes[k] == 0;
     if (!right) fail(call, "a fill wrote another number");
   }
   // Which looks through all of the call's tasks: not for every pair of a long list.
@@ -740,21 +742,19 @@ void check_bounds(const Case& call, std::span<const PlannedLaunch> launches) {
   for (const PlannedLaunch& launch : launches) {
     check_form(call, launch);
     const LaunchHeader& header = launch.header();
-    const uint32_t* first_tiles = launch_first_tiles(launch.params.words);
+    const uint32_t* first_tiles = launch_first_tiles(launch.params.bytes);
     for (uint32_t i = 0; i < header.tasks; ++i) {
       const uint32_t first = first_tiles[i];
       const uint32_t last = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - 1;
       for (const uint32_t tile :
            {first, std::min(first + 1, last), first + (last - first) / 2, first + (last - first) / 3, last}) {
-        for (const bool one_level : {false, true}) {
-          if (one_level && header.levels > 1) continue;
-          const auto [task, task_tile] = find_task(launch.params.words, tile, one_level);
+        for (const auto find : {find_task, find_task_of_one_level}) {
+          if (find == find_task_of_one_level && header.levels > 1) continue;
+          const auto [task, task_tile] = find(launch.params.bytes, tile);
           if (task != i || task_tile != tile - first) fail(call, "a tile found another task than its own");
-          if (&launch_task(launch.params.words, i, one_level) != &launch_task(launch.params.words, i)) {
-            fail(call, "a task lies elsewhere");
-          }
         }
-        walk_tile(call, launch.params.words, tile,
+        if (header.levels == 1 && header.strided_at != kStridedAtOfOneLevel) fail(call, "tasks lie elsewhere");
+        walk_tile(call, launch.params.bytes, tile,
                   [&](const Task&, uint64_t dst, uint64_t src, int64_t dst_bytes, int64_t src_bytes, int) {
                     for (size_t pair = 0; pair < dst_ranges.size(); ++pair) {
                       if (dst_ranges[pair].holds(dst, dst_bytes) &&
@@ -781,7 +781,7 @@ Case buffer_case(Input& in) {
   const DType dtype = kDTypesBySize[in.byte() % 4];
   const int64_t pitch = 1 + in.byte() % 64;
   const int64_t rows =
-      std::min<int64_t>(many ? 4 + in.byte() % 64 : 1000 << in.byte() % 7, kBufferBytes / pitch / dtype_size(dtype));
+      std::min<int64_t>(many ? 4 + in.byte() % 64 : 1000 << in.byte() % 7, kBufferBytes / pitch / info(dtype).size);
   const int64_t plane_rows = in.byte() % 2 ? 1 : 1 + in.byte() % std::min<int64_t>(rows, 256);
   // Each takes this many columns of a row, this far apart, and leaves the rows between to others.
   const int64_t width = 1 + (in.byte() % 2 ? 0 : in.byte() % 8);
@@ -806,7 +806,7 @@ Case buffer_case(Input& in) {
     if (in.rarely()) tensor.strides[2] = in.byte() % 8;
     std::rotate(tensor.sizes.begin(), tensor.sizes.begin() + turned, tensor.sizes.end());
     std::rotate(tensor.strides.begin(), tensor.strides.begin() + turned, tensor.strides.end());
-    finish(tensor, base + static_cast<uint64_t>(offset * dtype_size(dtype)), dtype, Device{});
+    finish(tensor, base + static_cast<uint64_t>(offset * info(dtype).size), dtype, Device{});
   };
   call.dst.resize(pairs);
   call.src.resize(pairs);
@@ -835,7 +835,7 @@ bool nothing_is_shared(const Case& call) {
     std::vector<uint64_t> firsts;
     for_each_element(view, once.data(), [&](uint64_t address, const auto&) { firsts.push_back(address - kDstArena); });
     owners.resize(std::max<size_t>(owners.size(), view.address - kDstArena + extent_of(view)));
-    const int item = dtype_size(view.dtype);
+    const int item = info(view.dtype).size;
     for (int64_t n = 0; n < view.sizes[longest]; ++n) {
       for (const uint64_t first : firsts) {
         const uint64_t byte = first + static_cast<uint64_t>(n * view.strides[longest] * item);
