@@ -205,9 +205,11 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));
   module.def("explain", &explain, py::arg("dst"), py::arg("src"), py::arg("fill"), py::arg("names"));
   module.def("check_metadata", &check_described, py::arg("dst"), py::arg("src"), py::arg("fill"));
-  module.def("launch_nothing", &launch_nothing, py::arg("device"));
-  module.def("capture_nothing", &capture_nothing, py::arg("device"));
-  module.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));
   module.def("use_backend", &use_backend, py::arg("name"));
   define_plan(module);
+  // For tests and benchmarks alone.
+  py::module_ testing = module.def_submodule("_testing");
+  testing.def("launch_nothing", &launch_nothing, py::arg("device"));
+  testing.def("capture_nothing", &capture_nothing, py::arg("device"));
+  testing.def("set_nothing", &set_nothing, py::arg("executable"), py::arg("node"), py::arg("device"));
 }

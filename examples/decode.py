@@ -30,9 +30,9 @@ from rich.table import Table
 from torch import nn
 
 import fused_copy
-from fused_copy.bench.report import machine
-from fused_copy.bench.timing import Timing
 from fused_copy.decode import DecodeLoop, Request, Step, capture_buffers, copy_each
+from fused_copy.environment import machine
+from fused_copy.timing import Timing
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,25 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="")
     bench = commands.add_parser(
         "bench",
-        help="time every way to fill static buffers, side by side",
-        description="Check every way to fill static buffers against copy_, then time them side by side.",
+        help="time the ways to fill static buffers on this machine",
+        description="Check the ways to fill a decode step's static buffers against copy_, then time them side by side.",
     )
-    bench.add_argument(
-        "--section",
-        metavar="NAME,...",
-        help="host, gpu, scale, decode, threading, import; default: all that this machine can run",
-    )
-    bench.add_argument("--quick", action="store_true", help="few points and samples: a check, not a measurement")
+    bench.add_argument("--quick", action="store_true", help="one point, few samples: a check, not a measurement")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
-    bench.add_argument("--plot", type=Path, metavar="DIR", help="draw curves of the results into this folder")
-    bench.add_argument(
-        "--commit",
-        metavar="SHA",
-        default=os.environ.get("FUSED_COPY_COMMIT"),
-        help="the measured commit, for the results file (default: $FUSED_COPY_COMMIT)",
-    )
-    bench.add_argument("--wheel", type=Path, metavar="FILE", help="the wheel that is measured, whose size is a target")
-    bench.add_argument("--build-seconds", type=float, metavar="N", help="what building it took, which is another")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="draw the times into this file, such as bench.svg")
     bench.set_defaults(run=_bench)
     env = commands.add_parser(
         "env",
@@ -75,16 +61,23 @@ def _demo(args: argparse.Namespace) -> int:
     import torch
 
     from fused_copy import demo
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("fused-copy: --device cuda: this torch sees no GPU", file=sys.stderr)
+        return 2
+    device = _default_device()  # says so where the build does not fit, whatever was asked for
+    return demo.run(steps=args.steps, seed=args.seed, device=args.device or device)
+
+
+def _default_device() -> str:
+    import torch
+
     from fused_copy._library import _C
 
     sees_gpu = torch.cuda.is_available()
-    if args.device == "cuda" and not sees_gpu:
-        print("fused-copy: --device cuda: this torch sees no GPU", file=sys.stderr)
-        return 2
-    device = args.device or ("cuda" if sees_gpu and _C.has_gpu_code else "cpu")
     if sees_gpu and not _C.has_gpu_code:
         print("fused-copy: built without nvcc, so for CPU tensors alone", file=sys.stderr)
-    return demo.run(steps=args.steps, seed=args.seed, device=device)
+    return "cuda" if sees_gpu and _C.has_gpu_code else "cpu"
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -92,18 +85,9 @@ def _bench(args: argparse.Namespace) -> int:
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         print(f"fused-copy bench needs {' and '.join(missing)}: pip install 'fused-copy[bench]'", file=sys.stderr)
         return 2
-    from fused_copy.bench import runner
+    from fused_copy import bench
 
-    sections = args.section.split(",") if args.section else None
-    return runner.run(
-        sections=sections,
-        quick=args.quick,
-        json=args.json,
-        plot=args.plot,
-        commit=args.commit,
-        wheel=args.wheel,
-        build_seconds=args.build_seconds,
-    )
+    return bench.run(device=_default_device(), quick=args.quick, json=args.json, plot=args.plot)
 
 
 def _env(args: argparse.Namespace) -> int:

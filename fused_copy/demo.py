@@ -17,8 +17,8 @@ from statistics import fmean, median
 import torch
 
 import fused_copy
-from fused_copy.bench.timing import gpu_us, launches
 from fused_copy.decode import DecodeLoop, Step, capture_buffers, copy_each
+from fused_copy.timing import gpu_us, launches
 
 Tensors = Mapping[str, torch.Tensor]
 

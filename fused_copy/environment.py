@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -160,6 +161,40 @@ def registered_by() -> str:
     """Which code registered the op: the binary, or Python where torch's stable ABI lacks what it needs."""
     where = re.search(r"debug: registered at .*\.cpp:\d+", torch._C._dispatch_dump("fused_copy::replay"))
     return "C++, through torch's stable ABI" if where else "Python"
+
+
+def machine(device: torch.device, commit: str | None) -> dict[str, str | None]:
+    """What times on this device depend on, for a results file; ``commit`` is the package's, where it is known."""
+    on_gpu = device.type == "cuda"
+    return {
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "driver": _driver_version() if on_gpu else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "fused_copy": _version.__version__,
+        "commit": commit,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _driver_version() -> str | None:
+    version = ctypes.create_string_buffer(96)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    failed = nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(version, len(version))
+    return None if failed else version.value.decode()
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def run() -> int:

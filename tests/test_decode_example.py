@@ -103,31 +103,3 @@ def test_command_line(tmp_path):
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["machine"]["gpu"] is None and len(results["rows"]) == 4
     assert results["script_sha256"] == hashlib.sha256((EXAMPLES / "decode.py").read_bytes()).hexdigest()
-
-
-def test_readme_table_is_made_of_a_run(tmp_path):
-    """With a run on a GPU there is its table, without any there is none, and --check tells one from the other."""
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    results.mkdir()
-    readme.write_text("before\n<!-- decode:begin -->\n\n<!-- decode:end -->\nafter\n")
-    command = [sys.executable, EXAMPLES.parent / "tools" / "decode_table.py", "--readme", readme, "--results", results]
-    empty = readme.read_text()
-    assert subprocess.run([*command, "--check"]).returncode == 0
-
-    run_of_a_gpu = {"machine": {"gpu": "GPU", "torch": "2", "date": "2026-01-01T00", "commit": "abc"}}
-    run_of_a_gpu |= run(["copy_", "foreach", "op", "plan"], steps=20)
-    for launches, row in enumerate(run_of_a_gpu["rows"]):
-        row["launches"] = launches
-    (results / "decode-gpu-2026-01-01.json").write_text(json.dumps(run_of_a_gpu))
-    assert subprocess.run([*command, "--check"], capture_output=True).returncode == 1
-    assert readme.read_text() == empty
-    subprocess.run(command, check=True)
-    assert subprocess.run([*command, "--check"]).returncode == 0
-    lines = readme.read_text().splitlines()
-    assert [line.split(" | ")[1] for line in lines if line.startswith("| ")] == ["launches", "0", "1", "2", "3"]
-    assert f"all {run_of_a_gpu['tokens']} tokens the same" in readme.read_text()
-    assert "commit abc, the script's form not recorded," in readme.read_text()
-    (results / "decode-gpu-2026-01-01.json").write_text(json.dumps(run_of_a_gpu | {"script_sha256": "0123456789abcd"}))
-    subprocess.run(command, check=True)
-    assert "commit abc, the script's SHA-256 0123456789ab...," in readme.read_text()
-    assert lines[0] == "before" and lines[-1] == "after"

@@ -86,7 +86,7 @@ def test_nvcc_too_old(tmp_path):
 @pytest.mark.skipif(_C.has_gpu_code, reason="the build has GPU code")
 def test_cpu_only_build_says_what_to_install():
     with pytest.raises(RuntimeError, match="has no GPU code") as error:
-        _C.launch_nothing(0)
+        _C._testing.launch_nothing(0)
     for way in ("pip install --force-reinstall --no-deps fused-copy", "nvcc 12.9 or newer on PATH"):
         assert way in str(error.value)
 
@@ -109,7 +109,7 @@ LAUNCH = """
     assert dst.tolist() == [1, 1, 1, 0]
     for _ in range(2):
         try:
-            _C.launch_nothing(0)
+            _C._testing.launch_nothing(0)
         except RuntimeError as error:
             print(error)
         else:

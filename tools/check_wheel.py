@@ -54,8 +54,7 @@ def problems(wheel: Path, cpu_only: bool, platform: str | None) -> Iterator[str]
 
 def file_problems(files: dict[str, bytes]) -> Iterator[str]:
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
-    patterns = ("*.py", "*.pyi", "py.typed", *(f"bench/native/*.{kind}" for kind in ("cpp", "cu", "h")))
-    paths = (path for pattern in patterns for path in PACKAGE.rglob(pattern))
+    paths = (path for pattern in ("*.py", "*.pyi", "py.typed") for path in PACKAGE.rglob(pattern))
     sources = {str(path.relative_to(PACKAGE.parent)): path.read_bytes() for path in paths}
     metadata_files = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     expected = sources.keys() | {f"{info}/{name}" for name in metadata_files}

@@ -11,15 +11,16 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from import_time import import_ms
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fused_copy.bench import native, report
-from fused_copy.bench.answers import answer
-from fused_copy.bench.package import import_ms
-from fused_copy.bench.peers import WrongResult
-from fused_copy.bench.sections import ON_CPU, SECTIONS, measure
-from fused_copy.bench.targets import evaluate
+from fill_benchmark import native, report
+from fill_benchmark.answers import answer
+from fill_benchmark.sections import ON_CPU, SECTIONS, measure
+from fill_benchmark.targets import evaluate
+from fused_copy.bench import WrongResult
+from fused_copy.environment import machine
 
 IMPORT = "import"
 """The section that times no calls, but ``import fused_copy``."""
@@ -52,8 +53,8 @@ def run(
         return _refuse(f"--plot: there is no directory {plot}")
 
     console = Console(width=None if sys.stdout.isatty() else 120)
-    machine = report.machine(device, commit)
-    report.print_machine(console, machine)
+    facts = machine(device, commit)
+    report.print_machine(console, facts)
     report.print_peers(console)
     # The bar is drawn between points alone: a thread that did it would compete with the host times for the interpreter.
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -67,7 +68,7 @@ def run(
         package["build_seconds"] = build_seconds
     if IMPORT in sections:
         start = time.perf_counter()
-        package["import_ms"] = import_ms(1 if quick else 9)[0]
+        package["import_ms"] = import_ms(1 if quick else 9)[1][0]
         seconds[IMPORT] = round(time.perf_counter() - start, 1)
     try:
         with torch.inference_mode(), _own_stream(device), progress:
@@ -80,16 +81,16 @@ def run(
                 rows += _run_section(name, device, quick, progress)
                 seconds[name] = round(time.perf_counter() - start, 1)
     except WrongResult as error:
-        print(f"fused-copy bench: {error}", file=sys.stderr)
+        print(f"benchmark: {error}", file=sys.stderr)
         return 1
     verdicts = evaluate(rows, package) if device.type == "cuda" else []  # the targets are a GPU's
-    results = report.Results(machine, quick, rows, verdicts, answer(rows), seconds, package)
+    results = report.Results(facts, quick, rows, verdicts, answer(rows), seconds, package)
     report.print_answers(console, results.answers)
     if verdicts:
         report.print_targets(console, verdicts)
     if package:
-        facts = ", ".join(f"{name} {value:.2f}" for name, value in package.items())
-        console.print(f"package: {facts}", highlight=False)
+        measured = ", ".join(f"{name} {value:.2f}" for name, value in package.items())
+        console.print(f"package: {measured}", highlight=False)
     console.print("seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()), highlight=False)
     text = report.serialize(results)
     if json:
@@ -118,7 +119,7 @@ def _run_section(name: str, device: torch.device, quick: bool, progress: Progres
 
 
 def _draw(text: str, json: Path | None, folder: Path) -> None:
-    from fused_copy.bench import plots
+    from fill_benchmark import plots
 
     with tempfile.TemporaryDirectory() as scratch:
         if json is None:
@@ -129,5 +130,5 @@ def _draw(text: str, json: Path | None, folder: Path) -> None:
 
 
 def _refuse(reason: str) -> int:
-    print(f"fused-copy bench: {reason}", file=sys.stderr)
+    print(f"benchmark: {reason}", file=sys.stderr)
     return 2

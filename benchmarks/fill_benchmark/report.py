@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import platform
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fused_copy._version import __version__
-from fused_copy.bench.peers import CONTIGUOUS, PEERS, SIX_COPIES
+from fill_benchmark.peers import CONTIGUOUS, PEERS, SIX_COPIES
 
 
 @dataclass(frozen=True)
 class Row:
     """One peer at one point: times in us per call, ``bytes`` and ``launches`` per call too.
 
-    ``metric`` is what was timed, as in :class:`fused_copy.bench.sections.Section`; ``kernel`` the launch parameters and
+    ``metric`` is what was timed, as in :class:`fill_benchmark.sections.Section`; ``kernel`` the launch parameters and
     the occupancy, where the section looks at them.
     """
 
@@ -73,40 +67,6 @@ class Results:
     answers: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     package: dict[str, float] = field(default_factory=dict)
-
-
-def machine(device: torch.device, commit: str | None) -> dict[str, str | None]:
-    """What the times depend on."""
-    on_gpu = device.type == "cuda"
-    return {
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "driver": _driver_version() if on_gpu else None,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "fused_copy": __version__,
-        "commit": commit,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _driver_version() -> str | None:
-    version = ctypes.create_string_buffer(96)
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    failed = nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(version, len(version))
-    return None if failed else version.value.decode()
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def serialize(results: Results) -> str:

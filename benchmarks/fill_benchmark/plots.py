@@ -1,10 +1,10 @@
-"""Curves of a results file: ``fused-copy bench --plot``, or ``python -m fused_copy.bench.plots FILE DIR``.
+"""Curves of a results file: ``run.py --plot``, or ``python -m fill_benchmark.plots FILE DIR`` in benchmarks/.
 
 Every way that was measured is drawn. Those that are written for a decode step's six tensors are not over the number of
 tensors, and those that cannot be captured have no GPU time.
 
-Each SVG names the SHA-256 of the file that it was drawn from, by which ``tools/readme_table.py --check`` knows that the
-two belong together.
+Each SVG names the SHA-256 of the file that it was drawn from, by which ``readme_table.py --check`` knows that the two
+belong together.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fused_copy.bench import report
-from fused_copy.bench.peers import PEERS
-from fused_copy.bench.report import Row
-from fused_copy.bench.sections import STEP
+from fill_benchmark import report
+from fill_benchmark.peers import PEERS
+from fill_benchmark.report import Row
+from fill_benchmark.sections import STEP
 
 AXES = {
     "batch-size": ("decode", "bs", "batch size", {"max_seqlen_k": STEP["max_seqlen_k"]}),

@@ -1,8 +1,8 @@
-"""Writes the tables of one run into docs/performance.md, from a file that ``fused-copy bench --json`` wrote.
+"""Writes the tables of one run into docs/performance.md, from a file that ``run.py --json`` wrote.
 
-usage: python tools/performance_tables.py [--check]
+usage: python benchmarks/performance_tables.py [--check]
 
-It needs the installed package with its extra "bench": the targets are evaluated anew, as they stand there.
+It needs what the benchmark needs: the targets are evaluated anew, as they stand there.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fill_benchmark import peers, report
+from fill_benchmark.targets import Medians, evaluate, place, share
 from readme_table import POINT, ROOT, WAYS, format_us, newest, settle, with_table
-
-from fused_copy.bench import peers, report
-from fused_copy.bench.targets import Medians, evaluate, place, share
 
 WORDS = {True: "met", False: "**missed**", None: "not measured"}
 CODE = re.compile(r"[a-z_]*(?:[a-z]_|\.[a-z])[a-z_]*(?:\([\w=]*\))?")

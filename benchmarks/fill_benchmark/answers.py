@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from fused_copy.bench.peers import CONTIGUOUS, GRAPH_REPLAY, OP, PLAN, SIX_COPIES, UPDATE_AND_REPLAY
-from fused_copy.bench.report import Row
-from fused_copy.bench.sections import STEP
-from fused_copy.bench.targets import Medians, NotMeasured, place, share
+from fill_benchmark.peers import CONTIGUOUS, GRAPH_REPLAY, OP, PLAN, SIX_COPIES, UPDATE_AND_REPLAY
+from fill_benchmark.report import Row
+from fill_benchmark.sections import STEP
+from fill_benchmark.targets import Medians, NotMeasured, place, share
 
 Lines = Iterator[str]
 

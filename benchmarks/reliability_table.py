@@ -1,6 +1,6 @@
 """Writes what was run into docs/reliability.md, from the files in benchmarks/results/reliability.
 
-usage: python tools/reliability_table.py [--check]
+usage: python benchmarks/reliability_table.py [--check]
 
 It needs nothing but Python. The files are what the tools' ``--json`` wrote; tools/record.py has their form.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ RESULTS = ROOT / "benchmarks" / "results" / "reliability"
 BEGIN, END = "<!-- recorded:begin -->", "<!-- recorded:end -->"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page's table is another")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     new = with_table(args.page.read_text(), table(sorted(args.results.glob("*.json"))), BEGIN, END)
     return settle(args.page, new, args.results, "reliability_table", check=args.check)
 

@@ -1,5 +1,5 @@
-"""Writes the table of measured times into README.md, from a file that ``fused-copy bench --json`` wrote, and links to
-the pictures that ``--plot`` drew of it.
+"""Writes the table of measured times into README.md, from a file that ``run.py --json`` wrote, and links to the
+pictures that ``--plot`` drew of it.
 
 It needs nothing but Python, so that ``--check`` runs anywhere: each picture names the file that it was drawn from by
 its SHA-256.
@@ -73,7 +73,7 @@ def settle(page: Path, text: str, source: Path | None, tool: str, *, check: bool
     if page.read_text() == text:
         return 0
     if check:
-        print(f"{page} is not what {source} says: run python tools/{tool}.py", file=sys.stderr)
+        print(f"{page} is not what {source} says: run python benchmarks/{tool}.py", file=sys.stderr)
         return 1
     page.write_text(text)
     return 0
@@ -107,7 +107,8 @@ def pictures(path: Path, file: str) -> list[str]:
             continue
         if f"sha256 {digest}" not in picture.read_text():
             raise ValueError(
-                f"{picture} was not drawn from {path}: run python -m fused_copy.bench.plots {path} {path.parent}"
+                f"{picture} was not drawn from {path}: run python -m fill_benchmark.plots {path.resolve()} "
+                f"{path.parent.resolve()} in benchmarks/"
             )
         lines += ["", f"![{text}]({Path(file).with_name(picture.name).as_posix()})"]
     return lines

@@ -1,7 +1,6 @@
-"""How the benchmark measures: host time between synchronizations, GPU time of many calls in one CUDA graph, wall time
-of a loop that ends when the GPU is done.
+"""How calls are timed: host time between synchronizations, GPU time of many calls in one CUDA graph.
 
-All take several calls that do the same on different tensors and make them in turn, so that no time rests on sources
+Both take several calls that do the same on different tensors and make them in turn, so that no time rests on sources
 that are always the same.
 """
 
@@ -9,15 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from pathlib import Path
 
 import torch
 
@@ -61,15 +57,15 @@ def host_us(calls: Sequence[Call], *, launches: int = 1, batches: int = 40, warm
     size = max(1, min(32, LAUNCHES_PER_BATCH // max(1, launches)))
     turns = cycle(calls)
     samples = []
-    with _gc_off():
+    with gc_off():
         for _ in range(warm_up + batches):
             batch = list(islice(turns, size))
-            _synchronize()
+            synchronize()
             start = time.perf_counter_ns()
             for call in batch:
                 call()
             samples.append((time.perf_counter_ns() - start) / (1e3 * size))
-        _synchronize()
+        synchronize()
     return Timing(tuple(samples[warm_up:]))
 
 
@@ -111,47 +107,12 @@ def gpu_timer(
     return time_replays
 
 
-def loop_us(calls: Sequence[Call], *, steps: int, every_step: bool = False) -> Timing:
-    """Wall time of one call until the GPU is done: one sample, of a loop of ``steps`` calls.
-
-    The loop synchronizes at its end, so that host and GPU overlap as in a pipelined engine, or after ``every_step``, as
-    where the host waits for each step's tokens.
-    """
-    turns = list(islice(cycle(calls), steps))
-    turns[0]()
-    with _gc_off():
-        _synchronize()
-        start = time.perf_counter_ns()
-        for call in turns:
-            call()
-            if every_step:
-                _synchronize()
-        _synchronize()
-        return Timing(((time.perf_counter_ns() - start) / (1e3 * steps),))
-
-
-def profile_kernel(call: Call) -> dict[str, object] | None:
-    """Launch parameters and occupancy of the one kernel that a call launches, as the profiler's trace has them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        call()
-        _synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    kernels = [event for event in events if event.get("cat") == "kernel"]
-    if len(kernels) != 1:
-        return None
-    facts: dict[str, object] = kernels[0]["args"]
-    return {name: facts[key] for name, key in _KERNEL_FACTS.items() if key in facts}
-
-
-_KERNEL_FACTS = {
-    "blocks": "grid",
-    "block_size": "block",
-    "registers": "registers per thread",
-    "occupancy_percent": "est. achieved occupancy %",
-}
+def in_turn(timers: Sequence[Callable[[], Timing]], rounds: int) -> Iterator[tuple[int, Timing]]:
+    """Times all over and over, back and forth, so that drift meets them alike: which it was, and what it took."""
+    for round in range(rounds):
+        order = range(len(timers))
+        for index in order if round % 2 else reversed(order):
+            yield index, timers[index]()
 
 
 def capture(calls: Iterable[Call]) -> torch.cuda.CUDAGraph:
@@ -173,13 +134,13 @@ def launches(call: Call) -> int:
     return nodes.value
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 @contextmanager
-def _gc_off() -> Iterator[None]:
+def gc_off() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -8,9 +8,9 @@ from functools import cache, partial
 
 import torch
 
-from fused_copy.bench.model import small_model
-from fused_copy.bench.native import Unavailable
-from fused_copy.bench.peers import (
+from fill_benchmark.model import small_model
+from fill_benchmark.native import Unavailable
+from fill_benchmark.peers import (
     CONTIGUOUS,
     FOREACH,
     GRAPH_REPLAY,
@@ -33,12 +33,11 @@ from fused_copy.bench.peers import (
     plain_kernel,
     update_and_replay,
 )
-from fused_copy.bench.report import Row
-from fused_copy.bench.timing import Timing, calls_per_graph, gpu_timer, host_us, launches, loop_us, profile_kernel
+from fill_benchmark.report import Row
+from fill_benchmark.steps import loop_us, profile_kernel
+from fused_copy.bench import SETS
 from fused_copy.decode import capture_buffers
-
-SETS = 4
-"""The sets of sources that take turns."""
+from fused_copy.timing import Timing, calls_per_graph, gpu_timer, host_us, in_turn, launches
 
 ROUNDS = {"host": 8, "gpu": 8, "step": 24, "latency": 24}
 """How often the ways are timed in turn. A loop is one sample alone, and a fill is a small part of it."""
@@ -304,11 +303,10 @@ def measure(section: str, metrics: Sequence[str], cases: Cases, *, quick: bool, 
     rows = []
     for metric in metrics:
         timed = [i for i, (*_, peer) in enumerate(peers) if peer.capturable or metric != "gpu"]
-        timers = {i: _timer(metric, *peers[i], counts[i], quick) for i in timed}
+        timers = [_timer(metric, *peers[i], counts[i], quick) for i in timed]
         timings = dict.fromkeys(timed, Timing())
-        for round in range(1 if quick else ROUNDS[metric]):
-            for i in timed if round % 2 else reversed(timed):
-                timings[i] += timers[i]()
+        for turn, timing in in_turn(timers, 1 if quick else ROUNDS[metric]):
+            timings[timed[turn]] += timing
         rows += [
             Row(
                 section,

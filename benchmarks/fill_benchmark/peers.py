@@ -14,17 +14,18 @@ from functools import cached_property, partial
 import torch
 
 import fused_copy
+from fill_benchmark import native
+from fill_benchmark.native import Unavailable
+from fused_copy import bench
 from fused_copy._library import _C
-from fused_copy.bench import native
-from fused_copy.bench.native import Unavailable
-from fused_copy.bench.timing import Call, calls_per_graph, capture, gpu_us
+from fused_copy.bench import GRAPH_REPLAY as GRAPH_REPLAY
+from fused_copy.bench import SIX_COPIES as SIX_COPIES
+from fused_copy.bench import UPDATE_AND_REPLAY as UPDATE_AND_REPLAY
 from fused_copy.decode import capture_buffers
+from fused_copy.timing import Call, calls_per_graph, capture, gpu_us
 
 Tensors = Mapping[str, torch.Tensor]
 Corner = slice | tuple[slice, ...]
-
-SIX_COPIES = "slices + copy_"
-"""What engines do today: the peer that the others are compared with."""
 
 CONTIGUOUS = "one contiguous copy_"
 """No way to fill buffers, but what the GPU can do: at least the same total bytes from one tensor to another."""
@@ -47,13 +48,8 @@ OP = "torch.ops.fused_copy.replay"
 REPLAY = "fused_copy.replay"
 PLAN = "plan.replay"
 BARE_LAUNCH = "bare launch"
-GRAPH_REPLAY = "graph.replay() alone"
-UPDATE_AND_REPLAY = "copy.update + graph.replay()"
 ASKED_FOR_EXECUTABLE = "graph.raw_cuda_graph_exec() alone"
 NODE_SET_AND_REPLAY = "an empty node set + graph.replay()"
-
-POISON = 90
-"""What buffers hold before a peer is checked; fits every dtype."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +66,6 @@ class Peer:
     """What the rest of a buffer becomes, by its name."""
     launches: int | None = None
     """What a call enqueues at most, where no capture can count it."""
-
-
-class WrongResult(Exception):
-    """A peer left other bytes than ``copy_`` does."""
 
 
 Factory = Callable[..., Peer]
@@ -93,29 +85,17 @@ def peer(name: str) -> Callable[[Factory], Factory]:
 
 
 def check(name: str, peer: Peer) -> None:
-    """Raises :class:`WrongResult` unless every call leaves what ``copy_`` leaves, in the corners and around them."""
+    """Raises :class:`fused_copy.bench.WrongResult` unless every call leaves what ``copy_`` leaves."""
     for call, sources in zip(peer.calls, peer.sets, strict=True):
         check_call(name, peer, call, sources)
 
 
 def check_call(name: str, peer: Peer, call: Call, sources: Tensors) -> None:
     """The same of one call, which copies ``sources``: one of the peer's, or the replay of a graph that ends with it."""
-    if not peer.copies:
+    if peer.copies:
+        bench.check(name, peer.buffers, sources, call, peer.fill)
+    else:
         call()
-        return
-    expected = {}
-    for key, buffer in peer.buffers.items():
-        buffer.fill_(POISON)
-        expected[key] = torch.full_like(buffer, peer.fill.get(key, POISON))
-        expected[key][_corner(sources[key])].copy_(sources[key])
-    call()
-    for key, buffer in peer.buffers.items():
-        if not torch.equal(buffer, expected[key]):
-            index = tuple((buffer != expected[key]).nonzero()[0].tolist())
-            raise WrongResult(
-                f"{name} is wrong: {key} has {buffer[index].item()} at {list(index)}, "
-                f"where copy_ leaves {expected[key][index].item()}"
-            )
 
 
 def _corner(source: torch.Tensor) -> Corner:
@@ -232,7 +212,7 @@ def triton(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """A Triton kernel written for the six tensors of a decode step."""
     _needs_decode_step(buffers)
     try:
-        from fused_copy.bench.triton_kernel import copy_six
+        from fill_benchmark.triton_kernel import copy_six
     except ImportError as error:
         raise Unavailable(str(error)) from error
     return _tried(Peer([partial(copy_six, buffers, sources) for sources in sets], buffers, sets))
@@ -328,7 +308,7 @@ def reading_op(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 def reading_op_and_launch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """Both in turn, as each finds the processor's caches full of the other: more than the sum of the two."""
     reading = _op_of_the_benchmark("reading", buffers, sets)
-    launch = partial(_C.launch_nothing, torch.cuda.current_device())
+    launch = partial(_C._testing.launch_nothing, torch.cuda.current_device())
 
     def step(read: Call) -> None:
         read()
@@ -379,7 +359,7 @@ def plan_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 def bare_launch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """One launch of a kernel that does nothing, from C++: the floor of every way that launches."""
     _needs_gpu(buffers)
-    call = partial(_C.launch_nothing, torch.cuda.current_device())
+    call = partial(_C._testing.launch_nothing, torch.cuda.current_device())
     return Peer([call] * len(sets), buffers, sets, copies=False)
 
 
@@ -453,13 +433,13 @@ def node_set_and_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     device = torch.cuda.current_device()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):
-        node = _C.capture_nothing(device)
+        node = _C._testing.capture_nothing(device)
         _few_kernels(buffers)
     graph.instantiate()
     executable = graph.raw_cuda_graph_exec()
 
     def step(_: Sequence[torch.Tensor]) -> None:
-        _C.set_nothing(executable, node, device)
+        _C._testing.set_nothing(executable, node, device)
         graph.replay()
 
     calls = [partial(step, list(sources.values())) for sources in sets]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from fused_copy.bench.peers import Tensors
-from fused_copy.bench.timing import Call
+from fill_benchmark.peers import Tensors
 from fused_copy.decode import VOCAB_SIZE
+from fused_copy.timing import Call
 
 LAYERS, HIDDEN, CACHED_TOKENS, ATTENDED = 2, 512, 4096, 16
 
