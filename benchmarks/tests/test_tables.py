@@ -174,7 +174,7 @@ def test_decode_table_is_made_of_a_run(tmp_path, capsys):
     empty = page.read_text()
     assert decode_table.main([*arguments, "--check"]) == 0
 
-    run = json.loads(sorted(RESULTS.glob("decode-*.json"))[0].read_text())
+    run = json.loads(min(RESULTS.glob("decode-*.json")).read_text())
     run["machine"] |= {"date": "2026-01-01T00", "commit": "abc"}
     (folder / "decode-gpu-2026-01-01.json").write_text(json.dumps(run | {"script_sha256": None}))
     assert decode_table.main([*arguments, "--check"]) == 1
