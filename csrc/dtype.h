@@ -135,7 +135,7 @@ constexpr bool scalar_types_differ() {
   }
   return true;
 }
-static_assert(scalar_types_differ());
+static_assert(scalar_types_differ(), "two dtypes have one scalar type");
 
 // A cast goes through an int64, a float or a double, whichever of them holds all numbers of its source's kind.
 constexpr int castable_integers() {

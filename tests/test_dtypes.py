@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from cases import BYTE_DTYPES, CAST_DTYPES
 from mixes import name
 
+import fused_copy
 from fused_copy._library import _C
+
+CONTRACT = Path(__file__).parent.parent / "docs/contract.md"
 
 OPAQUE = [torch.bits8, torch.bits16, torch.float4_e2m1fn_x2]  # copied, but no numbers
 
@@ -32,12 +38,14 @@ def test_opaque_dtypes_are_copied(dtype):
     assert torch.equal(destination, source)
 
 
-def test_the_error_names_the_castable_dtypes():
+def test_the_castable_dtypes_are_named_alike():
     with pytest.raises(RuntimeError) as error:
         torch.ops.fused_copy.replay([torch.zeros(1)], [torch.zeros(1, dtype=torch.complex64)])
     listed = str(error.value).partition("two among ")[2].split("\n")[0].replace(" and ", ", ").split(", ")
     assert {getattr(torch, listed_name) for listed_name in listed} == CAST_DTYPES
     assert len(listed) == len(CAST_DTYPES)
+    for text in (fused_copy.replay.__doc__, CONTRACT.read_text()):
+        assert not [dtype for dtype in listed if not re.search(rf"\b{dtype}\b", text)]
 
 
 def test_names_are_torchs():
