@@ -24,7 +24,11 @@ def hazards() -> list[tuple[str, list[str]]]:
 
 
 def names_of_all_tests() -> set[str]:
-    trees = (ast.parse(path.read_text()) for path in TESTS.rglob("test_*.py"))
+    trees = (
+        ast.parse(path.read_text())
+        for folder in (TESTS, TESTS.parent / "tools" / "tests")
+        for path in folder.rglob("test_*.py")
+    )
     return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from fuzz_planner import PLANNER
 
-TOOLS = Path(__file__).parent.parent / "tools"
-
+ROOT = Path(__file__).parents[2]
 
 # Guards of the planner, between @ where only what is beside one tells it from others, and what takes their place
 # where they are missing.
@@ -93,12 +92,12 @@ def with_switches(sources: dict[str, str]) -> dict[str, str]:
 def fuzzer(tmp_path_factory) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
-    folder, csrc = tmp_path_factory.mktemp("fuzz"), TOOLS.parent / "csrc"
+    folder, csrc = tmp_path_factory.mktemp("fuzz"), ROOT / "csrc"
     for name, text in with_switches({path.name: path.read_text() for path in [*PLANNER, *csrc.glob("*.h")]}).items():
         (folder / name).write_text(text)
     command = ["g++", "-std=c++20", "-O1", "-w", f"-I{folder}", "-DFUSED_COPY_FUZZ_MAIN", "-c", "-o"]
     checks = ["-D_GLIBCXX_ASSERTIONS", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
-    sources = {TOOLS.parent / "tests/fuzz/planner_fuzz.cpp": []}
+    sources = {ROOT / "tests/fuzz/planner_fuzz.cpp": []}
     sources |= {folder / source.name: checks for source in PLANNER}
     objects = [folder / f"{source.stem}.o" for source in sources]
     compilers = [

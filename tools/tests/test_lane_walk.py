@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fuzz_planner import PLANNER
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 
 # Prints how far the bytes reach, beyond the buffer's first, that the lanes of a copy's last tile write. Its arguments
 # are the rows and columns of bytes that are copied, and the pitch of both sides.
