@@ -62,7 +62,7 @@ class Call {
   // The launches' kernel parameters in bytes, and each pair's path and bytes.
   py::tuple explain() {
     py::list launches, pairs;
-    for (const PlannedLaunch& launch : launches_) launches.append(launch.used_words * 8);
+    for (const PlannedLaunch& launch : launches_) launches.append(launch.used_words * kWordBytes);
     for (size_t i = 0; i < work_->source_views.size(); ++i) {
       const auto [path, bytes] = work_->planner.path(static_cast<int64_t>(i));
       pairs.append(py::make_tuple(path + (work_->source_views[i].pinned ? ", from pinned memory" : ""), bytes));

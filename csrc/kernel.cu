@@ -237,9 +237,9 @@ __device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool 
 
 // Calls `body` with the bytes of a unit as a constant.
 template <class Body>
-__device__ inline void with_unit_bytes(uint32_t width, Body body) {
-  if (width < 4) {
-    switch (width) {
+__device__ inline void with_unit_bytes(uint32_t width_log2, Body body) {
+  if (width_log2 < 4) {
+    switch (width_log2) {
       case 0: return body(std::integral_constant<int, 1>());
       case 1: return body(std::integral_constant<int, 2>());
       case 2: return body(std::integral_constant<int, 4>());

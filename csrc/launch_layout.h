@@ -126,7 +126,8 @@ static_assert(kMaxLaunchWords <= UINT16_MAX, "the header and the tasks keep plac
 
 // The kernel for plain tasks reads each of them as far as the row strides of a StridedTask, though it may be a Task. Of
 // the last one these are words beyond it, which every launch has.
-constexpr int kWordsReadBeyond = static_cast<int>(offsetof(StridedTask, src_column_stride)) / 8 - kWordsOf<Task>;
+constexpr int kWordsReadBeyond =
+    static_cast<int>(offsetof(StridedTask, src_column_stride)) / kWordBytes - kWordsOf<Task>;
 
 // The parameters of one kernel.
 template <int kWords>

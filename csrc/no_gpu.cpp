@@ -1,4 +1,4 @@
-// Takes the place of kernel.cu in a build without nvcc.
+// Takes the place of gpu.cpp and kernel.cu in a build without nvcc.
 #include <stdexcept>
 
 #include "back_end.h"

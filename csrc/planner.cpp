@@ -10,15 +10,10 @@ namespace fused_copy {
 namespace {
 
 constexpr int kMaxUnitLog2 = 4;  // 16 bytes: the widest access of a GPU up to sm_90
-constexpr __int128 kTooManyTiles = __int128{1} << 31;
-static_assert(kTooManyTiles == __int128{kNoTile} + 1);
+constexpr __int128 kTooManyTiles = __int128{kNoTile} + 1;
 
 // walk_plain_lane() reads rows' strides as 32 bits.
 constexpr bool is_plain_stride(int64_t stride) { return stride == static_cast<uint32_t>(stride); }
-
-bool is_empty(const TensorView& view) {
-  return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
-}
 
 // A box of memory in a source and in a destination, as the extents that cover it: from the fastest varying in the
 // destination, with neighbours that step as one merged.

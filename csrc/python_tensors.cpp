@@ -75,10 +75,6 @@ bool is_lazy(PyObject* object, AtenTensorHandle handle) {
   return call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object);
 }
 
-bool is_empty(const TensorView& view) {
-  return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
-}
-
 // A plain tensor's dispatch keys and device. Others with the same keys have the same layout, and a device of its type.
 struct Known {
   uint64_t keys = 0;

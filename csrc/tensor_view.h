@@ -1,6 +1,7 @@
 // A tensor's metadata, as the planner takes it. Plain C++: no torch, no CUDA, no Python.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -38,6 +39,10 @@ struct TensorView {
   bool lazy = false;    // has its conjugate or negative bit set: the memory does not hold the values
   Autograd autograd;
 };
+
+inline bool is_empty(const TensorView& view) {
+  return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
+}
 
 constexpr int64_t kTooManyBytes = INT64_MAX;
 

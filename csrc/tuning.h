@@ -1,4 +1,5 @@
-// What was measured and may be chosen anew, for another GPU say. docs/performance.md has the numbers.
+// What was measured and may be chosen anew, for another GPU say. In quotes: the row of "What was tried" in
+// docs/performance.md, which has the numbers and names their files.
 #pragma once
 
 #include "launch_layout.h"
@@ -6,36 +7,38 @@
 namespace fused_copy {
 
 // A warp takes as little as two accesses of its lanes while that spreads the work over the GPU, and as much as four
-// once there is plenty, if the accesses are 16 bytes wide.
+// once there is plenty, if the accesses are 16 bytes wide: "tiles of at least 1 KB", "tiles of at most four 16-byte
+// units", "up to 256 or 1024 tiles before they grow".
 constexpr int kMinTileBytesLog2 = 10;
 constexpr int kMaxTileBytesLog2 = 11;
 constexpr uint64_t kManyTiles = 512;
-// On the CPU a tile is a memcpy.
+// On the CPU a tile is a memcpy. Not measured.
 constexpr int kCpuTileBytesLog2 = 16;
 
 // How many units of this size, the larger side's in a cast, a lane takes of a tile at most: all are loaded before the
-// first is stored.
+// first is stored. "eight 16-byte loads in flight, again".
 FUSED_COPY_HOST_DEVICE constexpr int max_lane_units(int unit_bytes) { return unit_bytes >= 8 ? 4 : 8; }
 
-// Of shorter rows a warp takes several at once, which is not plain.
+// Of shorter rows a warp takes several at once, which is not plain: "rows of up to 32 units by several to a tile".
 constexpr uint64_t kMinPlainColumns = kWarpLanes / 2 + 1;
 
 // Shorter rows gain less from wide accesses than the launch loses by no longer being plain.
 constexpr int64_t kMinRaggedRowBytes = 4096;
 
-constexpr int kBlockThreads = 128;
+constexpr int kBlockThreads = 128;  // "blocks of 256 and of 512"
 constexpr int kBlockWarps = kBlockThreads / kWarpLanes;
 
 // Casts without code of their own keep so many units of a lane at once.
 constexpr int kCastBatch = 2;
 
 // A launch costs more with more parameters, and so does a node that is set: each goes into the smallest kernel that
-// holds it. The first takes launches of one level of first tiles alone.
+// holds it: "kernels of 512 B, 4 KB and 32 KB of parameters". The first takes launches of one level of first tiles
+// alone.
 constexpr int kLaunchWords[] = {52, 128, 512, kMaxLaunchWords};
 constexpr int kLaunchSizes = sizeof(kLaunchWords) / sizeof(int);
 
 // A graph's launch takes one and a half microseconds more where the grid of a node has changed, so a larger grid than
-// needed stays unless it is far too large: blocks without a tile end at once.
+// needed stays unless it is far too large: blocks without a tile end at once. "a node keeps its grid".
 constexpr uint32_t kFewBlocks = 256;
 constexpr uint32_t kManyTimes = 4;
 

@@ -238,14 +238,14 @@ bool holds(DType dtype, double value) {
 
 // --- what one pair alone can get wrong, without the planner's arithmetic ---------------------------------------------
 
-bool is_empty(const TensorView& view) {
+bool has_no_elements(const TensorView& view) {
   return std::find(view.sizes, view.sizes + view.rank, 0) != view.sizes + view.rank;
 }
 
 // From the first byte to the last, with a number that is beyond all memory for all larger ones.
 __int128 extent_of(const TensorView& view) {
   constexpr __int128 beyond = __int128{1} << 100;
-  if (is_empty(view)) return 0;
+  if (has_no_elements(view)) return 0;
   __int128 elements = 1;
   for (int64_t d = 0; d < view.rank; ++d)
     elements = std::min(beyond, elements + static_cast<__int128>(view.sizes[d] - 1) * view.strides[d]);
@@ -280,7 +280,7 @@ bool pair_is_right(const Case& call, size_t i) {
   const auto misaligned = [](const TensorView& view) {
     return view.address % static_cast<uint64_t>(info(view.dtype).size) != 0;
   };
-  return src.dtype == dst.dtype || is_empty(src) || !(misaligned(src) || misaligned(dst));
+  return src.dtype == dst.dtype || has_no_elements(src) || !(misaligned(src) || misaligned(dst));
 }
 
 // Whether there is one of each for every pair, and each pair alone is right.
