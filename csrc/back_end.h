@@ -41,6 +41,23 @@ inline void run(std::span<const PlannedLaunch> launches, const Device& device) {
 // The address by which the device reads host memory that is pinned, as far as its first and last byte tell.
 std::optional<uint64_t> pinned_address(uint64_t host_address, int64_t bytes, int device_index);
 
+// Allows calls that would invalidate a capture under way, in this thread or another: on memory, events and code that
+// are no part of any graph.
+class AllowDuringCapture {
+ public:
+  AllowDuringCapture();
+  ~AllowDuringCapture();
+  AllowDuringCapture(const AllowDuringCapture&) = delete;
+  AllowDuringCapture& operator=(const AllowDuringCapture&) = delete;
+
+ private:
+  int mode_ = 0;
+};
+
+// Calls `release(object)` once the graph under capture on the device's current stream, and all that was instantiated
+// from it, are gone: from a thread that may not call CUDA.
+void keep_with_capture(void* object, void (*release)(void*), int device_index);
+
 // A point in a stream's work.
 class GpuEvent {
  public:

@@ -1,6 +1,7 @@
 // The binary module `fused_copy._C`: the functions that Python calls instead of torch's dispatcher.
 #include "metadata.h"
 #include "plan.h"
+#include "python_sources.h"
 #include "python_tensors.h"
 
 namespace fused_copy {
@@ -25,12 +26,19 @@ class Call {
 
   // False where the call must go through torch's dispatcher.
   bool read() {
-    const bool plain_destinations = are_plain(items_of(destinations_), destination_role());
-    const bool plain_sources = are_plain(items_of(sources_), source_role());
-    if (!plain_destinations || !plain_sources || torch_api.handle_offset == 0 || is_intercepted()) return false;
-    ask_autograd(items_of(destinations_), work_->destination_views);
-    return read_tensors(items_of(destinations_), destination_role(), work_->destination_views) &&
-           read_tensors(items_of(sources_), source_role(), work_->source_views);
+    const TensorSpan destinations = items_of(destinations_), sources = items_of(sources_);
+    const bool plain_destinations = are_plain(destinations, destination_role());
+    const SourceKinds kinds = kinds_of(sources);
+    if (!plain_destinations || kinds == SourceKinds::Dispatched || torch_api.handle_offset == 0 || is_intercepted()) {
+      return false;
+    }
+    ask_autograd(destinations, work_->destination_views);
+    if (!read_tensors(destinations, destination_role(), work_->destination_views)) return false;
+    if (kinds == SourceKinds::Tensors) return read_tensors(sources, source_role(), work_->source_views);
+    // Reading numbers may run Python code, which could change a destination: so these are read anew afterwards.
+    read_values(sources, work_->destination_views, names_, *work_);
+    return read_tensors(destinations, destination_role(), work_->destination_views) &&
+           read_sources(sources, source_role(), *work_);
   }
 
   // Reads what the dispatcher hands to the op's implementation.
@@ -44,8 +52,8 @@ class Call {
   void plan() { launches_ = plan_call(*work_); }
 
   void run() {
-    run_call<WithoutGil>(launches_, work_->destinations.device(), work_->source_views,
-                         [&](size_t i) { return handle_of(items_of(sources_)[i]); });
+    run_call<WithoutGil>(launches_, work_->destinations.device(), *work_,
+                         [&](size_t i) { return handle_of(items_of(sources_)[i]); }, &handle_of_part);
     call(torch_api.increment_version, destinations_.ptr());
   }
 
@@ -200,6 +208,7 @@ PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   module.attr("registers_op") = registers_op();
   module.attr("replay") = py::reinterpret_steal<py::object>(PyCFunction_New(&replay_method, nullptr));
   module.def("look_up_torch", &look_up_torch);
+  module.def("use_source_types", &use_source_types, py::arg("rows"), py::arg("cu_seqlens"), py::arg("plus"));
   module.def("fast_path_problem", &fast_path_problem);
   module.def("missing", &missing);
   module.def("replay_dispatched", &replay_dispatched, py::arg("dst"), py::arg("src"), py::arg("fill"));

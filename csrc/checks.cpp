@@ -17,6 +17,12 @@ std::string number_text(double number) {
   return text.data();
 }
 
+// A refusal of the tensor of this role.
+InvalidInput about(int64_t pair, const char* role, const std::string& text, bool torch_can = false) {
+  if (is_part(role)) return {pair, text, torch_can, role};
+  return {pair, std::string(role) + " " + text, torch_can};
+}
+
 std::string castable_names() {
   std::string text;
   for (int i = 0; i < kCastableDTypes; ++i) {
@@ -28,7 +34,7 @@ std::string castable_names() {
 }  // namespace
 
 void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
-  const auto fail = [&](const std::string& text) { throw InvalidInput(pair, std::string(role) + " " + text); };
+  const auto fail = [&](const std::string& text) { throw about(pair, role, text); };
   if (!view.strided) fail("is not a strided tensor (sparse, quantized or nested): pass a dense, strided one");
   if (view.dtype == DType::Unsupported) {
     fail(
@@ -59,11 +65,10 @@ void refuse_tensor(int64_t pair, const char* role, const TensorView& view) {
 }
 
 void refuse_lazy(int64_t pair, const char* role) {
-  throw InvalidInput(pair,
-                     std::string(role) +
-                         " has its conjugate or negative bit set, so its memory does not hold its values: pass "
-                         "resolve_conj() and resolve_neg() of it",
-                     /*torch_can=*/true);
+  throw about(pair, role,
+              "has its conjugate or negative bit set, so its memory does not hold its values: pass resolve_conj() and "
+              "resolve_neg() of it",
+              /*torch_can=*/true);
 }
 
 void refuse_fill(int64_t pair, double number, const TensorView& destination) {
@@ -88,13 +93,19 @@ void refuse_size(int64_t pair, const TensorView& destination, const TensorView& 
                                "first: replay(dst, src))");
 }
 
-void refuse_devices(int64_t pair, const TensorView& destination, const TensorView& source) {
+void refuse_devices(int64_t pair, const char* role, const TensorView& destination, const TensorView& source) {
   const bool pageable = source.device.type == DeviceType::Cpu && destination.device.type == DeviceType::Cuda;
-  throw InvalidInput(
-      pair,
-      "source is on " + device_name(source.device) + " but the destination is on " + device_name(destination.device) +
+  throw about(
+      pair, role,
+      "is on " + device_name(source.device) + " but the destination is on " + device_name(destination.device) +
           (pageable ? ": pin it (tensor.pin_memory()) or move it to the GPU first" : ": pass tensors of one device"),
       /*torch_can=*/true);
+}
+
+void refuse_last(int64_t pair) {
+  throw InvalidInput(pair,
+                     "fill is \"last\" but the source yields nothing whose last value it could be: pass a number, or a "
+                     "source that is not empty");
 }
 
 void refuse_dtypes(int64_t pair, const TensorView& destination, const TensorView& source) {

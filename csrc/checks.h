@@ -6,17 +6,24 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include "tensor_view.h"
 
 namespace fused_copy {
 
+// What the texts of refusals call a pair's tensors: its parts have other names.
+inline bool is_part(const char* role) {
+  return std::string_view(role) != "source" && std::string_view(role) != "destination";
+}
+
 // Wrong input. `pair` is the index of the pair at fault, -1 where the call as a whole is.
 struct InvalidInput : std::runtime_error {
-  InvalidInput(int64_t pair, const std::string& text, bool torch_can = false)
-      : std::runtime_error(text), pair(pair), torch_can(torch_can) {}
+  InvalidInput(int64_t pair, const std::string& text, bool torch_can = false, const char* part = nullptr)
+      : std::runtime_error(text), pair(pair), torch_can(torch_can), part(part) {}
   int64_t pair;
-  bool torch_can;  // right for torch's own operators, one pair after the other
+  bool torch_can;    // right for torch's own operators, one pair after the other
+  const char* part;  // of the pair's source, which the text then goes on about; null: the text names what is wrong
 };
 
 // The first of a call's refusals that torch's operators could do without. It is thrown once all other checks are made,
@@ -40,7 +47,9 @@ void check_or_defer(Deferred& deferred, Check check) {
 [[noreturn, gnu::cold]] void refuse_ranks(int64_t pair, const TensorView& destination, const TensorView& source);
 [[noreturn, gnu::cold]] void refuse_size(int64_t pair, const TensorView& destination, const TensorView& source,
                                          int64_t d);
-[[noreturn, gnu::cold]] void refuse_devices(int64_t pair, const TensorView& destination, const TensorView& source);
+[[noreturn, gnu::cold]] void refuse_devices(int64_t pair, const char* role, const TensorView& destination,
+                                            const TensorView& source);
+[[noreturn, gnu::cold]] void refuse_last(int64_t pair);
 [[noreturn, gnu::cold]] void refuse_dtypes(int64_t pair, const TensorView& destination, const TensorView& source);
 
 inline bool holds_memory(const Device& device) { return device.type <= DeviceType::Cuda; }
@@ -75,9 +84,13 @@ inline void check_shapes(int64_t pair, const TensorView& destination, const Tens
   }
 }
 
+inline void check_device(int64_t pair, const char* role, const TensorView& destination, const TensorView& source) {
+  if (source.device != destination.device && !source.pinned) refuse_devices(pair, role, destination, source);
+}
+
 inline void check_devices_and_dtypes(int64_t pair, const TensorView& destination, const TensorView& source) {
   check_lazy(pair, "source", source);
-  if (source.device != destination.device && !source.pinned) refuse_devices(pair, destination, source);
+  check_device(pair, "source", destination, source);
   if (source.dtype != destination.dtype && !(is_castable(source.dtype) && is_castable(destination.dtype))) {
     refuse_dtypes(pair, destination, source);
   }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "dtype.h"
 
@@ -57,5 +58,21 @@ struct CastTypes {
   template <int kDType>
   using at = decltype(pick<kDType>());
 };
+
+// Stores an integer as this castable dtype.
+template <class Half, class BFloat16, int... kDTypes>
+FUSED_COPY_HOST_DEVICE inline void store_integer(uint64_t address, DType dtype, int64_t number,
+                                                 std::integer_sequence<int, kDTypes...>) {
+  using Types = CastTypes<Half, BFloat16>;
+  const auto store = [&](auto stored) {
+    using To = decltype(stored);
+    *reinterpret_cast<To*>(address) = convert<To, int64_t, Half, BFloat16>(number);
+  };
+  ((static_cast<int>(dtype) == kDTypes ? store(typename Types::template at<kDTypes>{}) : void()), ...);
+}
+template <class Half, class BFloat16>
+FUSED_COPY_HOST_DEVICE inline void store_integer(uint64_t address, DType dtype, int64_t number) {
+  store_integer<Half, BFloat16>(address, dtype, number, std::make_integer_sequence<int, kCastableDTypes>());
+}
 
 }  // namespace fused_copy

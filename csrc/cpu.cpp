@@ -1,11 +1,14 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
 #include "back_end.h"
+#include "derived_tasks.h"
 #include "lane_walk.h"
+#include "sources.h"
 
 namespace fused_copy {
 namespace {
@@ -89,6 +92,77 @@ constexpr std::array<CastTile, sizeof...(kCodes)> cast_table(std::integer_sequen
 }
 constexpr auto kCastTiles = cast_table(std::make_integer_sequence<int, kCasts>());
 
+// The bytes [begin, end) of a row become the pattern, which begins with the row.
+void fill_bytes(uint64_t dst, int64_t begin, int64_t end, const GatherRecord& gather) {
+  const uint64_t bits[2] = {gather.pattern, gather.fills_16 ? 0 : gather.pattern};
+  const auto* bytes = reinterpret_cast<const char*>(bits);
+  for (int64_t i = begin; i < end; ++i) *static_cast<char*>(at(dst + (i - begin))) = bytes[i % sizeof bits];
+}
+
+void gather_row(const std::byte* launch, const StridedTask& task, int64_t row) {
+  const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
+  const GatheredRow found = find_row(launch, gather, row);
+  const uint64_t src = task.task.src + found.table_row * gather.table_row_stride;
+  const uint64_t dst = task.task.dst + row * gather.dst_row_stride;
+  const int64_t unit = gather.converts ? 1 : int64_t{1} << task.task.code.width_log2;
+  if (gather.side_by_side && !gather.converts) {
+    std::memcpy(at(dst), at(src), static_cast<size_t>(found.copied));
+    if (gather.fills) fill_bytes(dst + found.copied, found.copied, gather.units * unit, gather);
+    return;
+  }
+  const int64_t last = gather.fills ? gather.units : (found.copied + unit - 1) / unit;
+  for (int64_t i = 0; i < last; ++i) {
+    const auto [from, to] = locate_unit(gather, src, dst, i);
+    const int64_t copied = std::clamp<int64_t>(found.copied - i * unit, 0, unit);
+    if (!gather.converts) {
+      std::memcpy(at(to), at(from), static_cast<size_t>(copied));
+      if (gather.fills) fill_bytes(to + copied, i * unit + copied, (i + 1) * unit, gather);
+    } else if (copied > 0) {
+      const int64_t item = derive_item(gather, load_integer(from, gather.from));
+      store_integer<c10::Half, c10::BFloat16>(to, gather.to, wrap(item, gather.from));
+    } else {
+      std::memcpy(at(to), &gather.pattern, info(gather.to).size);
+    }
+  }
+}
+
+void fill_with_last_row(const std::byte* launch, const StridedTask& task) {
+  const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
+  int64_t last = gather.rows;
+  GatheredRow found{};
+  while (last-- > 0 && found.copied == 0) found = find_row(launch, gather, last);
+  if (found.copied == 0) return;
+  const uint64_t src = task.task.src + found.table_row * gather.table_row_stride;
+  for (int64_t row = 0; row < gather.rows + gather.rest; ++row) {
+    if (row < gather.rows && find_row(launch, gather, row).copied > 0) continue;
+    const uint64_t dst = task.task.dst + row * gather.dst_row_stride;
+    if (gather.from == gather.to) {
+      std::memcpy(at(dst), at(src), info(gather.to).size);
+    } else {
+      store_integer<c10::Half, c10::BFloat16>(dst, gather.to, load_integer(src, gather.from));
+    }
+  }
+}
+
+void sum_up(const std::byte* launch, const StridedTask& task) {
+  const auto& sums = reinterpret_cast<const SumsRecord&>(*record_of(launch, task));
+  uint64_t sum = 0;
+  for (int64_t i = 0; i <= sums.count + sums.rest; ++i) {
+    store_integer<c10::Half, c10::BFloat16>(task.task.dst + i * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
+    if (i < sums.count) sum += static_cast<uint64_t>(load_integer(launch, sums.lengths, i));
+  }
+}
+
+void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile) {
+  switch (task.task.code.operation) {
+    case Operation::Gather: return gather_row(launch, task, tile);
+    case Operation::LastRow: return fill_with_last_row(launch, task);
+    case Operation::Sums: return sum_up(launch, task);
+    default: break;
+  }
+  __builtin_unreachable();
+}
+
 void run_tile(const Task& task, const Tile& tile) {
   const Operation operation = task.code.operation;
   const int unit = 1 << task.code.width_log2;
@@ -100,7 +174,10 @@ void run_tile(const Task& task, const Tile& tile) {
     case Operation::CopyRagged: return copy_ragged_tile(tile, unit);
     case Operation::Fill: return fill_tile(tile, unit, task.src, false);
     case Operation::Fill16: return fill_tile(tile, unit, task.src, true);
-    case Operation::Cast: break;
+    case Operation::Cast:
+    case Operation::Gather:
+    case Operation::LastRow:
+    case Operation::Sums: break;
   }
   __builtin_unreachable();
 }
@@ -113,12 +190,43 @@ void run_launch(const std::byte* launch) {
     const UnitLog2 unit = unit_log2(task.code);
     const uint32_t tiles = (i + 1u < header.tasks ? first_tiles[i + 1] : header.tiles) - first_tiles[i];
     for (uint32_t t = 0; t < tiles; ++t) {
+      if (is_derived(task.code.operation)) {
+        run_derived(launch, reinterpret_cast<const StridedTask&>(task), t);
+        continue;
+      }
       run_tile(task, locate_tile(launch, task, i < header.strided, t, 1 << unit.src, 1 << unit.dst));
     }
   }
 }
 
 }  // namespace
+
+void convert_array(const HostArray& array, DType to, std::byte* values) {
+  const auto rank = array.sizes.size();
+  const int from_item = info(array.dtype).size;
+  const int to_item = info(to).size;
+  Tile tile{.src = reinterpret_cast<uint64_t>(array.data), .dst = reinterpret_cast<uint64_t>(values), .columns = 1,
+            .rows = 1, .src_column_stride = from_item, .dst_column_stride = to_item};
+  const auto run = [&](const Tile& row) {
+    if (array.dtype == to) return copy_tile(row, to_item);
+    kCastTiles[static_cast<int>(array.dtype) * kCastableDTypes + static_cast<int>(to)](row, 1);
+  };
+  if (rank == 0) return run(tile);
+  tile.src_column_stride = array.strides[rank - 1];
+  tile.columns = static_cast<uint32_t>(array.sizes[rank - 1]);
+  int64_t rows = 1;
+  for (size_t d = 0; d + 1 < rank; ++d) rows *= array.sizes[d];
+  for (int64_t row = 0; row < rows; ++row) {
+    Tile of_row = tile;
+    int64_t left = row;
+    for (size_t d = rank - 1; d-- > 0;) {
+      of_row.src += static_cast<uint64_t>(left % array.sizes[d] * array.strides[d]);
+      left /= array.sizes[d];
+    }
+    of_row.dst += static_cast<uint64_t>(row) * tile.columns * to_item;
+    run(of_row);
+  }
+}
 
 void run_on_cpu(std::span<const PlannedLaunch> launches) {
   for (const PlannedLaunch& launch : launches) run_launch(launch.params.bytes);

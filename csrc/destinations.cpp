@@ -21,7 +21,7 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
                                " destinations: pass one number or None for each destination");
   }
   views_.assign(views.begin(), views.end());
-  patterns_.clear();
+  rests_.clear();
   index_.clear();
   deferred_.reset();
   device_ = views.empty() ? Device{} : views[0].device;
@@ -59,11 +59,18 @@ void Destinations::bind(std::span<const TensorView> views, const std::vector<Fil
 }
 
 void Destinations::bind_fill(int64_t pair, const Fill& fill, const TensorView& view) {
-  patterns_.push_back(fill ? fill_pattern(*fill, view.dtype) : std::nullopt);
-  if (fill && !patterns_.back()) refuse_fill(pair, *fill, view);
+  RestFill& rest = rests_.emplace_back(RestFill{fill.kind});
+  if (fill.kind == Rest::Last && view.rank != 1) {
+    throw InvalidInput(pair, "fill is \"last\" but the destination has shape " + shape_of(view) +
+                                 ": expected one dimension, or a number to fill with");
+  }
+  if (fill.kind != Rest::Pattern) return;
+  const std::optional<uint64_t> pattern = fill_pattern(fill.number, view.dtype);
+  if (!pattern) refuse_fill(pair, fill.number, view);
+  rest.pattern = *pattern;
 }
 
-size_t Destinations::capacity_bytes() const { return bytes_of(views_) + bytes_of(patterns_) + index_.capacity_bytes(); }
+size_t Destinations::capacity_bytes() const { return bytes_of(views_) + bytes_of(rests_) + index_.capacity_bytes(); }
 
 bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes,
                                         size_t& gap) const {
@@ -75,16 +82,33 @@ bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, 
   }
   // Destinations do not overlap each other, so a source that is its own destination overlaps no other one.
   if (same_memory) return true;
-  const auto [shared, other, _] = index_.find(source, views_);
-  if (shared != Shared::No) {
+  if (const auto text = shared_with(pair, source)) {
     throw InvalidInput(pair,
-                       "source " + verb(shared, "shares") + " memory with the destination" +
-                           (other == pair ? std::string() : " of pair " + std::to_string(other)) + doubt(shared) +
+                       "source " + *text +
                            ": the copies of one call have no order, so a source may not overlap a destination "
                            "unless it is the very same memory; pass a clone",
                        /*torch_can=*/true);
   }
   return false;
+}
+
+void Destinations::check_part_overlap(int64_t pair, const char* name, const TensorView& part, int64_t bytes,
+                                      size_t& gap) const {
+  if (index_.is_free(part.address, part.address + static_cast<uint64_t>(bytes), gap)) return;
+  if (const auto text = shared_with(pair, part)) {
+    throw InvalidInput(pair,
+                       (is_part(name) ? "" : std::string(name) + " ") + *text +
+                           ": the copies of one call have no order, so what a source is made of may not overlap a "
+                           "destination; pass a clone",
+                       /*torch_can=*/true, is_part(name) ? name : nullptr);
+  }
+}
+
+std::optional<std::string> Destinations::shared_with(int64_t pair, const TensorView& view) const {
+  const auto [shared, other, _] = index_.find(view, views_);
+  if (shared == Shared::No) return std::nullopt;
+  return verb(shared, "shares") + " memory with the destination" +
+         (other == pair ? std::string() : " of pair " + std::to_string(other)) + doubt(shared);
 }
 
 }  // namespace fused_copy

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "checks.h"
@@ -10,8 +11,30 @@
 
 namespace fused_copy {
 
-// The number that the rest of a destination becomes; none: it stays as it is.
-using Fill = std::optional<double>;
+// What becomes of the rest of a destination, the part outside of its corner.
+enum class Rest : uint8_t {
+  Keep,     // it stays as it is
+  Pattern,  // the bits of a number
+  Last,     // the last value that the source yields
+};
+
+// As callers say it.
+struct Fill {
+  Fill() = default;
+  Fill(double number) : kind(Rest::Pattern), number(number) {}
+  static Fill last() {
+    Fill fill;
+    fill.kind = Rest::Last;
+    return fill;
+  }
+  Rest kind = Rest::Keep;
+  double number = 0;
+};
+
+struct RestFill {
+  Rest kind = Rest::Keep;
+  uint64_t pattern = 0;  // the 8 bytes that the rest becomes copies of
+};
 
 // The memory that a vector keeps.
 template <class T>
@@ -31,19 +54,23 @@ class Destinations {
   size_t capacity_bytes() const;
 
   std::span<const TensorView> views() const { return views_; }
-  // The 8 bytes that the rest of a destination becomes copies of; none: it stays as it is.
-  std::optional<uint64_t> pattern(size_t pair) const { return patterns_.empty() ? std::nullopt : patterns_[pair]; }
+  bool has_rests() const { return !rests_.empty(); }
+  RestFill rest(size_t pair) const { return has_rests() ? rests_[pair] : RestFill{}; }
   const Device& device() const { return device_; }
 
   // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of
   // its own destination, so that nothing is to be copied. `gap` is OverlapIndex::is_free()'s.
   bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes, size_t& gap) const;
+  // The same for a part of a source, which may be no destination's very memory.
+  void check_part_overlap(int64_t pair, const char* name, const TensorView& part, int64_t bytes, size_t& gap) const;
 
  private:
   void bind_fill(int64_t pair, const Fill& fill, const TensorView& view);
+  // How the view shares memory with a destination, in words; none: it does not.
+  std::optional<std::string> shared_with(int64_t pair, const TensorView& view) const;
 
   std::vector<TensorView> views_;
-  std::vector<std::optional<uint64_t>> patterns_;
+  std::vector<RestFill> rests_;
   OverlapIndex index_;
   Device device_;
   Deferred deferred_;

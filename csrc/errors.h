@@ -9,7 +9,12 @@ namespace fused_copy {
 
 inline std::string describe(const InvalidInput& error, const std::string& name = {}) {
   std::string text = "fused_copy: ";
-  if (error.pair >= 0) text += "pair " + std::to_string(error.pair) + (name.empty() ? "" : " ('" + name + "')") + ": ";
+  if (error.part) text += std::string(error.part) + " of ";
+  if (error.pair >= 0) {
+    text += "pair " + std::to_string(error.pair);
+    if (!name.empty()) text += error.part ? " (" + name + ")" : " ('" + name + "')";
+    text += error.part ? " " : ": ";
+  }
   return text + error.what();
 }
 

@@ -14,9 +14,19 @@
 
 namespace fused_copy {
 
+struct DeleteTensor {
+  void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
+};
+// A reference to a tensor, by a handle of torch's stable ABI.
+using OwnedTensor = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
+using OwnedTensors = std::vector<OwnedTensor>;
+
 struct Workspace {
   std::vector<TensorView> destination_views;
   std::vector<TensorView> source_views;
+  std::vector<DerivedSource> derived;
+  HostValues values;
+  OwnedTensor staged;  // pinned memory that holds the values, where no launch has room for them
   std::vector<Fill> fills;
   bool has_fills = false;
   Destinations destinations;
@@ -32,10 +42,13 @@ class BorrowedWorkspace {
   BorrowedWorkspace() : workspace_(idle() ? std::move(idle()) : std::make_unique<Workspace>()) {
     workspace_->destination_views.clear();
     workspace_->source_views.clear();
+    workspace_->derived.clear();
+    workspace_->values.clear();
     workspace_->fills.clear();
     workspace_->has_fills = false;
   }
   ~BorrowedWorkspace() {
+    workspace_->staged.reset();
     // One huge call must not cost the thread its memory for ever.
     idle() = workspace_->capacity_bytes() <= kKeptBytes ? std::move(workspace_) : nullptr;
   }
@@ -54,21 +67,16 @@ class BorrowedWorkspace {
   std::unique_ptr<Workspace> workspace_;
 };
 
-// Gives pinned sources of GPU destinations the address by which the GPU reads them.
-void locate_pinned(std::span<const TensorView> destinations, std::span<TensorView> sources);
 
 // Whether this torch's stable ABI has lists of tensors, so that the op is implemented in C++.
 bool registers_op();
 
-// Plans the call whose tensors the workspace holds. Throws InvalidInput.
-std::span<const PlannedLaunch> plan_call(Workspace& work);
+// Plans a call with the sources that the workspace holds. Host memory of GPU destinations' sources is read by the GPU
+// where it is pinned, and else taken as values. Throws InvalidInput.
+std::span<const PlannedLaunch> plan_sources(const Destinations& destinations, Workspace& work);
 
-struct DeleteTensor {
-  void operator()(AtenTensorHandle tensor) const { aoti_torch_delete_tensor_object(tensor); }
-};
-// A reference to a tensor, by a handle of torch's stable ABI.
-using OwnedTensor = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
-using OwnedTensors = std::vector<OwnedTensor>;
+// The same, with the destinations that the workspace holds.
+std::span<const PlannedLaunch> plan_call(Workspace& work);
 
 // Another reference to the tensor of a handle.
 OwnedTensor own_tensor(AtenTensorHandle tensor);
@@ -90,14 +98,20 @@ class PinnedSources {
   PinnedSources& operator=(PinnedSources&&) = default;
   ~PinnedSources() { let_go(); }
 
-  // Takes another reference to the memory of those of the tensors that are pinned.
-  template <class HandleOf>
-  void take(std::span<const TensorView> sources, HandleOf handle_of_source) {
-    for (size_t i = 0; i < sources.size(); ++i) {
-      if (sources[i].pinned) memory_.push_back(own_memory(handle_of_source(i)));
+  // Takes another reference to the memory of those of a call's tensors that are pinned, and its staged values.
+  template <class HandleOf, class HandleOfPart>
+  void take(Workspace& work, HandleOf handle_of_source, HandleOfPart handle_of_part) {
+    for (size_t i = 0; i < work.source_views.size(); ++i) {
+      if (work.source_views[i].pinned) memory_.push_back(own_memory(handle_of_source(i)));
     }
+    for (const DerivedSource& derived : work.derived) {
+      for (const SourcePart* part : {&derived.source, &derived.index, &derived.lengths, &derived.lengths_index}) {
+        if (part->view.pinned) memory_.push_back(own_memory(handle_of_part(part->tensor)));
+      }
+    }
+    if (work.staged) staged_ = std::move(work.staged);
   }
-  bool empty() const { return memory_.empty(); }
+  bool empty() const { return memory_.empty() && !staged_; }
   // Where CUDA refuses to tell when the work is done, they stay forever.
   void let_go() noexcept;
 
@@ -105,17 +119,18 @@ class PinnedSources {
   int device_index_;
   Reader reader_;
   OwnedTensors memory_;
+  OwnedTensor staged_;
 };
 
 struct NoLock {};
 
-// Runs the launches of a call whose sources are the tensors of `handle_of_source(index)`. An `Unlocked` lives while the
-// call may wait for the GPU.
-template <class Unlocked = NoLock, class HandleOf>
-void run_call(std::span<const PlannedLaunch> launches, const Device& device, std::span<const TensorView> sources,
-              HandleOf handle_of_source) {
+// Runs the launches of a call whose sources are the tensors of `handle_of_source(index)`, and their parts those of
+// `handle_of_part(tensor)`. An `Unlocked` lives while the call may wait for the GPU.
+template <class Unlocked = NoLock, class HandleOf, class HandleOfPart>
+void run_call(std::span<const PlannedLaunch> launches, const Device& device, Workspace& work, HandleOf handle_of_source,
+              HandleOfPart handle_of_part) {
   PinnedSources pinned(device.index, PinnedSources::Reader::Launch);
-  pinned.take(sources, handle_of_source);
+  pinned.take(work, handle_of_source, handle_of_part);
   [[maybe_unused]] const Unlocked unlocked;
   const PinnedSources reading(std::move(pinned));  // let go before the lock is taken again, after an error too
   run(launches, device);

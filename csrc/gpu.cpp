@@ -101,19 +101,6 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Allows calls that would invalidate a capture under way, in this thread or another: on memory, events and code that
-// are no part of any graph.
-class AllowDuringCapture {
- public:
-  AllowDuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~AllowDuringCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  AllowDuringCapture(const AllowDuringCapture&) = delete;
-  AllowDuringCapture& operator=(const AllowDuringCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 // The kernel for a launch on the device, which is current.
 CUfunction kernel_for(const PlannedLaunch& launch, int device_index) {
   const int number = kernel_number(launch);
@@ -138,6 +125,27 @@ void enqueue(const PlannedLaunch& launch, int device_index, cudaStream_t stream)
         "the launch");
 }
 
+// The capture under way on a stream, as far as it has one last node.
+struct Capture {
+  cudaGraph_t graph;
+  cudaGraphNode_t last_node;
+};
+
+Capture capture_of(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  cudaGraph_t graph;
+  const cudaGraphNode_t* last_nodes;
+  size_t count;
+#if CUDART_VERSION >= 13000
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, nullptr, &graph, &last_nodes, nullptr, &count);
+#else
+  const cudaError_t error = cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, &graph, &last_nodes, &count);
+#endif
+  check(error, "cudaStreamGetCaptureInfo");
+  if (status != cudaStreamCaptureStatusActive) return {nullptr, nullptr};
+  return {graph, count == 1 ? last_nodes[0] : nullptr};
+}
+
 // A launch whose warps find no tile, and end.
 const PlannedLaunch& empty_launch() {
   static const PlannedLaunch launch{{}, kHeaderWords};
@@ -145,6 +153,17 @@ const PlannedLaunch& empty_launch() {
 }
 
 }  // namespace
+
+AllowDuringCapture::AllowDuringCapture() {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  mode_ = mode;
+}
+
+AllowDuringCapture::~AllowDuringCapture() {
+  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+}
 
 void launch_on_gpu(std::span<const PlannedLaunch> launches, int device_index) {
   const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
@@ -167,20 +186,20 @@ CapturedLaunch capture_launch(const PlannedLaunch* launch, int device_index) {
   const DeviceGuard guard(device_index);
   const PlannedLaunch& recorded = launch ? *launch : empty_launch();
   enqueue(recorded, device_index, stream);
-  cudaStreamCaptureStatus status;
-  cudaGraph_t graph;
-  const cudaGraphNode_t* last_nodes;
-  size_t count;
-#if CUDART_VERSION >= 13000
-  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, nullptr, &graph, &last_nodes, nullptr, &count);
-#else
-  const cudaError_t error = cudaStreamGetCaptureInfo_v2(stream, &status, nullptr, &graph, &last_nodes, &count);
-#endif
-  check(error, "cudaStreamGetCaptureInfo");
-  if (status != cudaStreamCaptureStatusActive || count != 1) {
+  const Capture capture = capture_of(stream);
+  if (capture.last_node == nullptr) {
     throw std::runtime_error("fused_copy: the capture ended or was invalidated while the copy was recorded");
   }
-  return {graph, {last_nodes[0], blocks_of(recorded)}};
+  return {capture.graph, {capture.last_node, blocks_of(recorded)}};
+}
+
+void keep_with_capture(void* object, void (*release)(void*), int device_index) {
+  const auto stream = static_cast<cudaStream_t>(current_stream(device_index));
+  const DeviceGuard guard(device_index);
+  const Capture capture = capture_of(stream);
+  cudaUserObject_t kept;
+  check(cudaUserObjectCreate(&kept, object, release, 1, cudaUserObjectNoDestructorSync), "cudaUserObjectCreate");
+  check(cudaGraphRetainUserObject(capture.graph, kept, 1, cudaGraphUserObjectMove), "cudaGraphRetainUserObject");
 }
 
 void set_node(void* executable, GraphNode& node, const PlannedLaunch* launch, int device_index) {

@@ -1,94 +1,15 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "derived_units.h"
 #include "kernels.h"
 #include "lane_walk.h"
 
 namespace fused_copy {
 namespace {
 
-__device__ inline float to_float(__half value) { return __half2float(value); }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-template <class To>
-__device__ inline To from_float(float value) {
-  if constexpr (std::is_same_v<To, __half>) {
-    return __float2half_rn(value);
-  } else {
-    return __float2bfloat16_rn(value);
-  }
-}
-
-}  // namespace
-}  // namespace fused_copy
-
-#include "convert.h"
-
-namespace fused_copy {
-namespace {
-
-// A unit as a type that one instruction loads and stores. Of a struct of bytes the compiler would make many registers.
-template <int kBytes>
-using Unit = std::conditional_t<
-    kBytes == 16, uint4,
-    std::conditional_t<kBytes == 8, uint2,
-                       std::conditional_t<kBytes == 4, uint32_t, std::conditional_t<kBytes == 2, uint16_t, uint8_t>>>>;
-
-template <class T, int kElements>
-struct alignas(sizeof(T) * kElements < 16 ? sizeof(T) * kElements : 16) Elements {
-  T values[kElements];
-};
-
-// Tensors lie in global memory, pinned ones too. Saying so saves the compiler generic loads and stores.
-template <class T>
-__device__ inline T* in_global(uint64_t address) {
-  return static_cast<T*>(__cvta_global_to_generic(address));
-}
-
-// Takes `count` units, `src_step` and `dst_step` bytes apart, to `store(address, unit)`. The loads depend on predicates
-// alone, not on branches, and so are in flight together.
-template <int kLargerBytes, class Loaded, class Store>
-__device__ inline void move_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count,
-                                  Store store) {
-  constexpr int kMaxUnits = max_lane_units(kLargerBytes);
-  // Keeps nvcc from rematerializing the address arithmetic for every unit.
-  asm volatile("" : "+l"(src), "+l"(dst));
-  Loaded units[kMaxUnits];
-#pragma unroll
-  for (int i = 0; i < kMaxUnits; ++i) {
-    if (i < count) units[i] = *in_global<const Loaded>(src + i * src_step);
-  }
-#pragma unroll
-  for (int i = 0; i < kMaxUnits; ++i) {
-    if (i < count) store(dst + i * dst_step, units[i]);
-  }
-}
-
-template <int kBytes>
-__device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count) {
-  using Bytes = Unit<kBytes>;
-  move_units<kBytes, Bytes>(src, dst, src_step, dst_step, count,
-                            [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
-}
-
-// Fewer bytes than kBytes, all loaded before the first is stored.
-template <int kBytes>
-__device__ inline void copy_bytes(uint64_t src, uint64_t dst, int64_t count) {
-  uint8_t bytes[kBytes];
-#pragma unroll
-  for (int i = 0; i < kBytes - 1; ++i) {
-    if (i < count) bytes[i] = *in_global<const uint8_t>(src + i);
-  }
-#pragma unroll
-  for (int i = 0; i < kBytes - 1; ++i) {
-    if (i < count) *in_global<uint8_t>(dst + i) = bytes[i];
-  }
-}
-
 // A tile of one row, in units that are aligned in the destination's address space: the row may begin and end in the
 // middle of a unit, and the last of its columns may be beyond it.
-template <int kBytes>
+template <int kBytes, bool kAnywhere>
 __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   constexpr int64_t step = kWarpLanes * kBytes;
   const auto phase = static_cast<int64_t>(tile.dst % kBytes);
@@ -103,15 +24,15 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   const bool cut_last = last + kBytes > end;
   if (first < phase) {
     const int64_t bytes = min(end, static_cast<int64_t>(kBytes)) - phase;
-    copy_bytes<kBytes>(src + phase, dst + phase, bytes);
+    copy_bytes<kBytes, kAnywhere>(src + phase, dst + phase, bytes);
     if (count == 1) return;
     src += step;
     dst += step;
     --count;
   }
   if (cut_last) --count;
-  copy_units<kBytes>(src, dst, step, step, count);
-  if (cut_last) copy_bytes<kBytes>(src + count * step, dst + count * step, end - last);
+  copy_units<kBytes, kAnywhere>(src, dst, step, step, count);
+  if (cut_last) copy_bytes<kBytes, kAnywhere>(src + count * step, dst + count * step, end - last);
 }
 
 // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
@@ -235,24 +156,11 @@ __device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool 
   cast_units<kElements>(from, to, walk, std::make_integer_sequence<int, kCastableDTypes>());
 }
 
-// Calls `body` with the bytes of a unit as a constant.
-template <class Body>
-__device__ inline void with_unit_bytes(uint32_t width_log2, Body body) {
-  if (width_log2 < 4) {
-    switch (width_log2) {
-      case 0: return body(std::integral_constant<int, 1>());
-      case 1: return body(std::integral_constant<int, 2>());
-      case 2: return body(std::integral_constant<int, 4>());
-      default: return body(std::integral_constant<int, 8>());
-    }
-  }
-  body(std::integral_constant<int, 16>());
-}
-
 // A warp takes one tile.
 template <int kWords, LaunchKind kKind>
 __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_constant__ Launch<kWords> parameters) {
   constexpr bool plain = is_plain(kKind);
+  constexpr bool sources = has_sources(kKind);
   constexpr bool one_level = kWords == kLaunchWords[0];
   const std::byte* launch = parameters.bytes;
   const LaunchHeader& header = launch_header(launch);
@@ -265,24 +173,31 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   }();
   const bool strided = number < header.strided;
   const Task& task = launch_task(launch, number, one_level ? kStridedAtOfOneLevel : header.strided_at);
+  if constexpr (sources) {
+    if (is_derived(task.code.operation)) {
+      return run_derived(launch, reinterpret_cast<const StridedTask&>(task), tile, lane);
+    }
+  }
   const auto read = [&] {
     if constexpr (plain) return read_plain_task(task);
     else return task;
   }();
   const TaskCode code = read.code;
-  const bool cast = is_casting(kKind) && is_cast(code.operation);
+  const bool cast = is_casting(kKind) && code.operation >= Operation::Cast;
   const UnitLog2 unit = cast ? unit_log2(code) : UnitLog2{code.width_log2, code.width_log2};
   LaneWalk walk;
   if constexpr (plain) {
     walk = walk_plain_lane(read, strided, tile, unit, lane);
   } else {
-    const Tile located = locate_tile(launch, task, strided, tile, 1 << unit.src, 1 << unit.dst);
+    Tile located = locate_tile(launch, task, strided, tile, 1 << unit.src, 1 << unit.dst);
+    if constexpr (sources) located.src += resolve(launch, read.src) - read.src;
     if (code.operation == Operation::CopyRagged) {
       return with_unit_bytes(code.width_log2,
-                             [&](auto bytes) { copy_ragged_tile<decltype(bytes)::value>(located, lane); });
+                             [&](auto bytes) { copy_ragged_tile<decltype(bytes)::value, sources>(located, lane); });
     }
     walk = walk_lane(located, code.lanes_log2, lane);
   }
+  if constexpr (sources && plain) walk.src += resolve(launch, read.src) - read.src;
   if constexpr (is_casting(kKind)) {
     if (cast && code.width_log2 == 2) return run_cast<4>(code.operation, walk, plain);
     if (cast && code.width_log2 == 1) return run_cast<2>(code.operation, walk, plain);
@@ -294,7 +209,7 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
     constexpr int64_t side_by_side = kWarpLanes * kBytes;
     const int64_t dst_step = plain ? side_by_side : walk.dst_step;
     if (code.operation == Operation::Copy) {
-      return copy_units<kBytes>(walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step, walk.count);
+      return copy_units<kBytes, sources>(walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step, walk.count);
     }
     fill_units<kBytes>(read.src, code.operation == Operation::Fill16, walk, dst_step);
   });
@@ -303,8 +218,8 @@ static_assert(kMaxCastWidthLog2 == 2, "the kernel has casts of one, two and four
 
 template <int... kNumbers>
 const void* kernel_symbol(int number, std::integer_sequence<int, kNumbers...>) {
-  const void* const symbols[] = {reinterpret_cast<const void*>(
-      &fused_copy_kernel<kLaunchWords[kNumbers / kLaunchKinds], static_cast<LaunchKind>(kNumbers % kLaunchKinds)>)...};
+  const void* const symbols[] = {
+      reinterpret_cast<const void*>(&fused_copy_kernel<kernel_words(kNumbers), kernel_kind(kNumbers)>)...};
   return symbols[number];
 }
 

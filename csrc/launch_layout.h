@@ -7,6 +7,8 @@
 //                        dense tasks       Task each
 //                        spare             kWordsReadBeyond, never looked at, but read
 //                        outer extents     Extent each; a strided task says where its own begin
+//                        records           of the tasks of derived sources, which say where, among the outer extents
+//                        host values       at a multiple of 16 bytes: sources with such low addresses
 //
 // Above the first tiles lie levels of every kSearchRadix-th of the level below, so that a search reads as many
 // neighbours of each level and few cache lines.
@@ -90,18 +92,18 @@ enum class LaunchKind : uint8_t {
   Plain = 0,         // copies and fills of at most two dimensions, the columns of long rows side by side
   General = 1,       // all but casts
   PlainCasting = 2,  // plain ones and direct casts of the same shape
-  Casting = 3,       // everything
+  Casting = 3,       // everything that copies tensors
+  Sources = 4,       // host values in the launch, and derived sources
 };
-constexpr int kLaunchKinds = 4;
 constexpr LaunchKind operator|(LaunchKind a, LaunchKind b) {
   return static_cast<LaunchKind>(static_cast<int>(a) | static_cast<int>(b));
 }
-FUSED_COPY_HOST_DEVICE constexpr bool is_plain(LaunchKind kind) {
-  return kind == LaunchKind::Plain || kind == LaunchKind::PlainCasting;
+FUSED_COPY_HOST_DEVICE constexpr bool has_kind(LaunchKind kind, LaunchKind bit) {
+  return (static_cast<int>(kind) & static_cast<int>(bit)) != 0;
 }
-FUSED_COPY_HOST_DEVICE constexpr bool is_casting(LaunchKind kind) {
-  return kind == LaunchKind::PlainCasting || kind == LaunchKind::Casting;
-}
+FUSED_COPY_HOST_DEVICE constexpr bool is_plain(LaunchKind kind) { return !has_kind(kind, LaunchKind::General); }
+FUSED_COPY_HOST_DEVICE constexpr bool is_casting(LaunchKind kind) { return has_kind(kind, LaunchKind::PlainCasting); }
+FUSED_COPY_HOST_DEVICE constexpr bool has_sources(LaunchKind kind) { return has_kind(kind, LaunchKind::Sources); }
 
 struct LaunchHeader {
   uint32_t tiles;
@@ -148,6 +150,8 @@ FUSED_COPY_HOST_DEVICE constexpr uint32_t level_entries(uint32_t tasks, uint32_t
 
 // --- the writer ------------------------------------------------------------------------------------------------------
 
+constexpr int kMaxRecordBytes = 288;
+
 // A task before its place in a launch is known.
 struct PlannedTask {
   PlannedTask() {}  // whoever adds one sets what its kind needs
@@ -160,11 +164,19 @@ struct PlannedTask {
   uint32_t tiles;
   uint32_t tile_rows;
   uint64_t row_tiles;
-  Extent extents[kMaxExtents];
+  bool from_values;       // the source's address counts from where the host values begin
+  uint16_t record_words;  // of a derived source; 0: it has extents
+  union {
+    Extent extents[kMaxExtents];
+    alignas(kWordBytes) std::byte record[kMaxRecordBytes];
+  };
 
   bool is_strided() const { return rank > 0; }
-  std::span<const Extent> outer_extents() const {
-    return {extents + kInnerExtents, static_cast<size_t>(rank > kInnerExtents ? rank - kInnerExtents : 0)};
+  // What lies among the launch's outer extents.
+  std::span<const std::byte> outer() const {
+    if (record_words > 0) return {record, size_t{record_words} * kWordBytes};
+    const int count = rank > kInnerExtents ? rank - kInnerExtents : 0;
+    return {reinterpret_cast<const std::byte*>(extents + kInnerExtents), count * sizeof(Extent)};
   }
 };
 
@@ -176,8 +188,13 @@ struct PlannedLaunch {
 };
 
 // Lays out as many of the tasks as one launch holds, at least one, and returns the others. No task has as many
-// as 2^31 tiles.
-std::span<const PlannedTask> write_launch(std::span<const PlannedTask> tasks, PlannedLaunch& launch);
+// as 2^31 tiles. `values` come with all of the tasks: values_place() tells where.
+std::span<const PlannedTask> write_launch(std::span<const PlannedTask> tasks, std::span<const std::byte> values,
+                                          PlannedLaunch& launch);
+
+// Where so many bytes of host values lie in a launch that has all of these tasks, as the offset in bytes; 0: there is
+// no room for them.
+uint64_t values_place(std::span<const PlannedTask> tasks, size_t value_bytes);
 
 // --- the reader ------------------------------------------------------------------------------------------------------
 

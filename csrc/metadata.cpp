@@ -45,7 +45,7 @@ void check_metadata(const std::vector<Description>& destinations, const std::vec
   const std::vector<TensorView> source_views = views_of(sources);
   Destinations bound;
   bound.bind(views_of(destinations), fills);
-  LaunchPlanner().plan(bound, source_views);
+  LaunchPlanner().plan(bound, {source_views});
 }
 
 }  // namespace fused_copy

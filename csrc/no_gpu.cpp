@@ -17,6 +17,10 @@ std::optional<uint64_t> pinned_address(uint64_t, int64_t, int) { return std::nul
 
 bool GpuEvent::done() const { return true; }
 void GpuEvent::Destroy::operator()(void*) const {}
+AllowDuringCapture::AllowDuringCapture() = default;
+AllowDuringCapture::~AllowDuringCapture() = default;
+void keep_with_capture(void*, void (*)(void*), int) {}
+
 GpuEvent record_event(int) { return GpuEvent(nullptr); }
 
 void launch_nothing(int) { launch_on_gpu({}, 0); }

@@ -5,27 +5,39 @@
 
 namespace fused_copy {
 
+constexpr int kCasts = kCastableDTypes * kCastableDTypes;
+
 enum class Operation : uint8_t {
   Copy,        // units of 2^width_log2 bytes, all aligned
   CopyRagged,  // rows begin and end anywhere, source and destination at the same phase of 2^width_log2 bytes
   Fill,        // units of 2^width_log2 bytes from an 8-byte pattern
   Fill16,      // the same from a 16-byte pattern whose upper half is zero (complex128)
   Cast,        // units of 2^width_log2 elements; see cast_operation
+  Gather = Cast + kCasts,  // rows of a table, by index or one by one; see GatherRecord
+  LastRow,                 // what is left of a Gather of single elements, from the last of them; see GatherRecord
+  Sums,                    // see SumsRecord
 };
-constexpr int kCasts = kCastableDTypes * kCastableDTypes;
-static_assert(static_cast<int>(Operation::Cast) + kCasts <= 256, "casts must fit the byte of an Operation");
+static_assert(static_cast<int>(Operation::Gather) == static_cast<int>(Operation::Cast) + kCasts);
+static_assert(static_cast<int>(Operation::Cast) + kCasts < 250, "operations must fit their byte");
 
 // A cast takes units of four elements, or of two where one is 8 bytes, else single ones.
 constexpr int kMaxCastWidthLog2 = 2;
 
-FUSED_COPY_HOST_DEVICE constexpr bool is_cast(Operation operation) { return operation >= Operation::Cast; }
+FUSED_COPY_HOST_DEVICE constexpr bool is_derived(Operation operation) { return operation >= Operation::Gather; }
+
+FUSED_COPY_HOST_DEVICE constexpr bool is_cast(Operation operation) {
+  return operation >= Operation::Cast && !is_derived(operation);
+}
 
 // A fill's source is its pattern.
 constexpr bool is_fill(Operation operation) {
   if (is_cast(operation)) return false;
   switch (operation) {
     case Operation::Copy:
-    case Operation::CopyRagged: return false;
+    case Operation::CopyRagged:
+    case Operation::Gather:
+    case Operation::LastRow:
+    case Operation::Sums: return false;
     case Operation::Fill:
     case Operation::Fill16: return true;
     case Operation::Cast: break;

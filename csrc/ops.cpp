@@ -125,14 +125,16 @@ void replay(StableIValue* stack, bool lazy) {
   BorrowedWorkspace work;
   work->has_fills = !fill.is_none();
   for (size_t i = 0, size = fill.is_none() ? 0 : fill.size(); i < size; ++i) {
-    work->fills.push_back(fill.item<std::optional<double>>(i));
+    const auto number = fill.item<std::optional<double>>(i);
+    work->fills.push_back(number ? Fill(*number) : Fill());
   }
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();
   try {
     read_tensors(destinations, "destination", {lazy, grad_mode}, work->destination_views);
     read_tensors(sources, "source", {lazy, false}, work->source_views);
     const auto launches = plan_call(*work);
-    run_call(launches, work->destinations.device(), work->source_views, [&](size_t i) { return sources[i].get(); });
+    run_call(launches, work->destinations.device(), *work, [&](size_t i) { return sources[i].get(); },
+             [](const void*) -> AtenTensorHandle { return nullptr; });
     if (grad_mode) {
       for (const OwnedTensor& tensor : destinations) increment_version(tensor.get());
     }

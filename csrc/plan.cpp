@@ -225,13 +225,17 @@ void BoundPlan::check_autograd(std::span<const TensorView> asked) const {
 std::optional<std::span<const PlannedLaunch>> BoundPlan::plan(TensorSpan sources, Workspace& work) const {
   const Role role{"source", names_};
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();
-  const bool plain = are_plain(sources, role) && !is_intercepted();
+  const SourceKinds kinds = kinds_of(sources);
+  const bool plain = kinds != SourceKinds::Dispatched && !is_intercepted();
+  if (plain && kinds == SourceKinds::Mixed) read_values(sources, bound_.views(), names_, work);
   if (plain && grad_mode && destinations_) ask_autograd(items_of(destinations_), work.destination_views);
   check_memory();
-  if (!plain || !read_tensors(sources, role, work.source_views)) return std::nullopt;
+  if (!plain || !(kinds == SourceKinds::Mixed ? read_sources(sources, role, work)
+                                              : read_tensors(sources, role, work.source_views))) {
+    return std::nullopt;
+  }
   if (grad_mode) check_autograd(work.destination_views);
-  locate_pinned(bound_.views(), work.source_views);
-  return work.planner.plan(bound_, work.source_views);
+  return plan_sources(bound_, work);
 }
 
 std::span<const PlannedLaunch> BoundPlan::plan_for_graph(TensorSpan sources, Workspace& work) const {
@@ -259,7 +263,7 @@ void BoundPlan::replay(TensorSpan sources) const {
   }
   if (!launches) return by_torch("fused_copy.ops", "replay_dispatched");
   if (backend == Backend::Reference) return by_torch("fused_copy.backends", "copy_each");
-  run_call<WithoutGil>(*launches, device(), work->source_views, [&](size_t i) { return handle_of(sources[i]); });
+  run_call<WithoutGil>(*launches, device(), *work, [&](size_t i) { return handle_of(sources[i]); }, &handle_of_part);
   // Skipped in inference mode, where engines replay and no one reads versions: it would double the call's time.
   if (counts_versions_ && (aoti_torch_grad_mode_is_enabled() || !is_inference_mode())) {
     call(torch_api.increment_version, destinations_.ptr());
@@ -305,7 +309,7 @@ std::unique_ptr<GraphCopy> GraphCopy::capture(py::object plan, const py::object&
   const TensorSpan items = items_of(sources);
   const auto launches = bound.plan_for_graph(items, *work);
   std::unique_ptr<GraphCopy> copy(new GraphCopy(std::move(plan), &bound, graph));
-  copy->captured_.take(items, work->source_views);
+  copy->captured_.take(items, *work);
   // An empty copy is recorded too, so that an update can give its node something to copy.
   for (size_t i = 0; i < std::max<size_t>(launches.size(), 1); ++i) {
     const CapturedLaunch captured = capture_launch(i < launches.size() ? &launches[i] : nullptr, device.index);
@@ -335,7 +339,7 @@ void GraphCopy::update(TensorSpan sources) {
                              " launches but the graph holds " + std::to_string(nodes_.size()) +
                              ": capture the copy with sources that need as many");
   }
-  next_.take(sources, work->source_views);
+  next_.take(sources, *work);
   for (size_t i = 0; i < nodes_.size(); ++i) {
     try {
       // Before the graph is instantiated its own node is changed, which every instance begins with.
@@ -367,10 +371,10 @@ void* GraphCopy::executable(const py::object& owner) {
   return executable_ = executable;
 }
 
-void GraphCopy::Held::take(TensorSpan tensors, std::span<const TensorView> views) {
+void GraphCopy::Held::take(TensorSpan tensors, Workspace& work) {
   let_go();
   for (PyObject* tensor : tensors) sources.push_back(py::reinterpret_borrow<py::object>(tensor));
-  pinned.take(views, [&](size_t i) { return handle_of(tensors[i]); });
+  pinned.take(work, [&](size_t i) { return handle_of(tensors[i]); }, &handle_of_part);
 }
 
 void GraphCopy::Held::let_go() {

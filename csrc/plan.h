@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "python_tensors.h"
+#include "python_sources.h"
 #include "tensors.h"
 
 namespace fused_copy {
@@ -97,7 +97,7 @@ class GraphCopy {
     Held& operator=(Held&&) = default;
     ~Held() { let_go(); }
     // Holds these in place of what it held.
-    void take(TensorSpan tensors, std::span<const TensorView> views);
+    void take(TensorSpan tensors, Workspace& work);
     void let_go();
 
     std::vector<py::object> sources;

@@ -1,75 +1,25 @@
 #include "planner.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 
+#include "box.h"
 #include "tuning.h"
 
 namespace fused_copy {
 namespace {
 
-constexpr int kMaxUnitLog2 = 4;  // 16 bytes: the widest access of a GPU up to sm_90
 constexpr __int128 kTooManyTiles = __int128{kNoTile} + 1;
 
 // walk_plain_lane() reads rows' strides as 32 bits.
 constexpr bool is_plain_stride(int64_t stride) { return stride == static_cast<uint32_t>(stride); }
 
-// A box of memory in a source and in a destination, as the extents that cover it: from the fastest varying in the
-// destination, with neighbours that step as one merged.
-class Box {
- public:
-  // Adds the next dimension, of at least two elements. It may vary faster than those that are there.
-  void add(int64_t size, int64_t src_stride, int64_t dst_stride) {
-    if (rank_ > 0) {
-      Extent& inner = extents_[rank_ - 1];
-      if (dst_stride == inner.size * inner.dst_stride && src_stride == inner.size * inner.src_stride) {
-        inner.size *= size;
-        return;
-      }
-      ordered_ &= inner.dst_stride <= dst_stride;
-    }
-    extents_[rank_++] = {size, src_stride, dst_stride};
-  }
-
-  std::span<Extent> extents() {
-    if (!ordered_) order();
-    return {extents_.data(), rank_};
-  }
-
- private:
-  void order() {
-    std::ranges::sort(std::span(extents_).first(rank_), {}, &Extent::dst_stride);
-    ordered_ = true;
-    for (size_t i = 0, count = std::exchange(rank_, 0); i < count; ++i) {
-      const auto [size, src_stride, dst_stride] = extents_[i];
-      add(size, src_stride, dst_stride);
-    }
-  }
-
-  std::array<Extent, kMaxRank + 1> extents_;
-  size_t rank_ = 0;
-  bool ordered_ = true;
-};
-
-void check_dimensions(int64_t pair, size_t dimensions) {
-  if (dimensions <= kMaxDimensions) return;
-  throw InvalidInput(pair,
-                     "source and destination need " + std::to_string(dimensions) +
-                         " dimensions after merging those that can be merged: expected at most " +
-                         std::to_string(kMaxDimensions) + "; make the source contiguous or split the copy",
-                     /*torch_can=*/true);
-}
-
-int trailing_zeros(uint64_t bits) { return std::min(std::countr_zero(bits), kMaxUnitLog2); }
-
-uint64_t divide_up_log2(uint64_t value, int log2) { return ((value - 1) >> log2) + 1; }
-
 }  // namespace
 
-std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinations,
-                                                   std::span<const TensorView> sources) {
+std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinations, const CallSources& call,
+                                                   Staging* staging) {
   const std::span<const TensorView> views = destinations.views();
+  const std::span<const TensorView> sources = call.tensors;
   if (sources.size() != views.size()) {
     throw InvalidInput(-1, "got " + std::to_string(views.size()) + " destinations and " +
                                std::to_string(sources.size()) + " sources: pass one source for each destination");
@@ -77,9 +27,16 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
   tasks_.clear();
   bytes_ = 0;
   deferred_ = destinations.deferred();
+  values_ = call.values;
   size_t gap = 0;
+  const DerivedSource* derived = call.derived.data();
+  const DerivedSource* const derived_end = derived + call.derived.size();
   for (size_t i = 0; i < sources.size(); ++i) {
     const auto pair = static_cast<int64_t>(i);
+    if (derived != derived_end && derived->pair == pair) {
+      check_or_defer(deferred_, [&] { add_derived(destinations, *derived++, gap); });
+      continue;
+    }
     const TensorView& source = sources[i];
     const TensorView& destination = views[i];
     const int64_t source_bytes = check_tensor(pair, "source", source);
@@ -89,11 +46,24 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
       if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes, gap)) {
         add_copy(pair, destination, source);
       }
-      if (const auto pattern = destinations.pattern(i)) add_fill(pair, destination, source, *pattern);
+      if (destinations.has_rests()) {
+        if (destinations.rest(pair).kind == Rest::Last) add_last(pair, destination, source);
+        add_rest(destinations, pair, source);
+      }
     });
   }
   if (deferred_) throw InvalidInput(*deferred_);
-  return lay_out(destinations.device().type);
+  return lay_out(destinations.device().type, staging);
+}
+
+void LaunchPlanner::add_rest(const Destinations& destinations, int64_t pair, const TensorView& corner) {
+  const RestFill rest = destinations.rest(pair);
+  if (rest.kind == Rest::Pattern) add_fill(pair, destinations.views()[pair], corner, rest.pattern);
+}
+
+void LaunchPlanner::add_last(int64_t pair, const TensorView& destination, const TensorView& source) {
+  const LastOf last(pair, destination, source);
+  if (last.rest > 0) add_copy(pair, last.destination, last.source);
 }
 
 void LaunchPlanner::add_copy(int64_t pair, const TensorView& destination, const TensorView& source) {
@@ -155,6 +125,8 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   planned.columns = columns;
   planned.unit_log2 = unit_log2;
   planned.rank = dense ? 0 : static_cast<int>(extents.size());
+  planned.record_words = 0;
+  planned.from_values = false;
   planned.kind = !is_cast(operation)         ? LaunchKind::Plain
                  : is_direct_cast(operation) ? LaunchKind::PlainCasting
                                              : LaunchKind::Casting;
@@ -267,23 +239,46 @@ uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2, D
   return static_cast<uint64_t>(std::min(tiles, kTooManyTiles));
 }
 
-std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device) {
+std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device, Staging* staging) {
   const int spread_log2 = std::bit_width(bytes_ / kManyTiles) - 1;
   const int tile_bytes_log2 =
       device == DeviceType::Cpu ? kCpuTileBytesLog2 : std::clamp(spread_log2, kMinTileBytesLog2, kMaxTileBytesLog2);
   for (PlannedTask& planned : tasks_) {
-    const uint64_t tiles = shape_tiles(planned, tile_bytes_log2, device);
+    const uint64_t tiles = planned.record_words > 0 ? shape_record(planned, tile_bytes_log2, device)
+                                                    : shape_tiles(planned, tile_bytes_log2, device);
     if (tiles >= kTooManyTiles) {
       throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it", /*torch_can=*/true);
     }
     planned.tiles = static_cast<uint32_t>(tiles);
   }
+  const std::span<const std::byte> carried = values_.empty() ? values_ : place_values(device, staging);
   size_t launches = 0;
   for (std::span<const PlannedTask> left = tasks_; !left.empty();) {
     if (launches_.size() == launches) launches_.emplace_back();
-    left = write_launch(left, launches_[launches++]);
+    left = write_launch(left, carried, launches_[launches++]);
   }
   return {launches_.data(), launches};
+}
+
+// Decides where the host values lie that the tasks read, and returns those that the launch itself carries.
+std::span<const std::byte> LaunchPlanner::place_values(DeviceType device, Staging* staging) {
+  uint64_t base = reinterpret_cast<uint64_t>(values_.data());
+  std::span<const std::byte> carried;
+  if (device == DeviceType::Cuda) {
+    base = values_place(tasks_, values_.size());
+    if (base != 0) {
+      carried = values_;
+    } else {
+      base = staging->stage(values_);
+    }
+  }
+  for (PlannedTask& planned : tasks_) {
+    relocate(planned, base);
+    if (!carried.empty() && planned.from_values) planned.kind = planned.kind | LaunchKind::Sources;
+  }
+  values_carried_ = !carried.empty();
+  values_staged_ = device == DeviceType::Cuda && carried.empty();
+  return carried;
 }
 
 std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
@@ -296,7 +291,11 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
     uint64_t rows = 1;
     for (int d = 1; d < planned.rank; ++d) rows *= planned.extents[d].size;
     if (!text.empty()) text += " + ";
-    if (is_cast(operation)) {
+    if (is_derived(operation)) {
+      const auto [words, written] = record_path(planned);
+      text += words;
+      bytes += written;
+    } else if (is_cast(operation)) {
       bytes += rows * planned.columns << unit_log2(planned.task.code).dst;
       text += "cast by " + unit;
     } else {
@@ -306,6 +305,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
       if (ragged) text += ", cut at both ends";
     }
     if (planned.rank > 1) text += ", strided rows";
+    if (planned.from_values && !is_fill(operation)) text += values_text();
   }
   return {text.empty() ? "nothing to do" : text, bytes};
 }

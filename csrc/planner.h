@@ -6,16 +6,27 @@
 
 #include "destinations.h"
 #include "launch_layout.h"
+#include "sources.h"
 
 namespace fused_copy {
+
+struct GatherRecord;
+
+// Where host values wait that no launch has room for, until the GPU has read them.
+struct Staging {
+  virtual ~Staging() = default;
+  // Copies them, and returns the address by which the destinations' GPU reads them, a multiple of 16.
+  virtual uint64_t stage(std::span<const std::byte> values) = 0;
+};
 
 // Turns calls into launches. Keeps its memory from call to call, so that planning does not allocate once it is warm;
 // one thread at a time.
 class LaunchPlanner {
  public:
-  // Checks the sources against the destinations and lays out the launches, which stay until the next call. Throws
-  // InvalidInput, the destinations' deferred one too.
-  std::span<const PlannedLaunch> plan(const Destinations& destinations, std::span<const TensorView> sources);
+  // Checks the sources against the destinations and lays out the launches, which stay until the next call. On the CPU
+  // they read the sources' host values where these lie. Throws InvalidInput, the destinations' deferred one too.
+  std::span<const PlannedLaunch> plan(const Destinations& destinations, const CallSources& sources,
+                                      Staging* staging = nullptr);
 
   size_t capacity_bytes() const { return bytes_of(tasks_) + bytes_of(launches_); }
 
@@ -30,12 +41,38 @@ class LaunchPlanner {
   void add_cast(int64_t pair, const TensorView& destination, const TensorView& source, std::span<Extent> extents);
   void add_task(int64_t pair, Operation operation, int width_log2, int unit_log2, uint64_t src, uint64_t dst,
                 uint64_t columns, std::span<const Extent> extents, bool dense);
+  void add_rest(const Destinations& destinations, int64_t pair, const TensorView& corner);
+  void add_last(int64_t pair, const TensorView& destination, const TensorView& source);
   static uint64_t shape_tiles(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
-  std::span<const PlannedLaunch> lay_out(DeviceType device);
+  std::span<const PlannedLaunch> lay_out(DeviceType device, Staging* staging);
+  std::span<const std::byte> place_values(DeviceType device, Staging* staging);
+
+  // In derived_planner.cpp.
+  void add_derived(const Destinations& destinations, const DerivedSource& derived, size_t& gap);
+  void check_part(int64_t pair, const char* name, const SourcePart& part, const Destinations& destinations,
+                  size_t& gap);
+  void add_values(const Destinations& destinations, const DerivedSource& derived);
+  void add_rows(const Destinations& destinations, const DerivedSource& derived);
+  void add_sums(const Destinations& destinations, const DerivedSource& derived);
+  void add_plus(const Destinations& destinations, const DerivedSource& derived);
+  void add_gather(int64_t pair, const TensorView& destination, const TensorView& table, std::span<const int64_t> sizes,
+                  bool by_row, GatherRecord record);
+  PlannedTask& add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
+                          std::span<const std::byte> record, uint64_t bytes);
+  const void* host_memory(const SourcePart& part) const;
+  static uint64_t shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
+  static void relocate(PlannedTask& planned, uint64_t base);
+  std::pair<std::string, uint64_t> record_path(const PlannedTask& planned) const;
+  const char* values_text() const {
+    return values_staged_ ? ", values through pinned memory" : values_carried_ ? ", values in the launch" : ", values";
+  }
 
   Deferred deferred_;
   std::vector<PlannedTask> tasks_;
   std::vector<PlannedLaunch> launches_;
+  std::span<const std::byte> values_;
+  bool values_carried_ = false;  // by the launch itself
+  bool values_staged_ = false;
   uint64_t bytes_ = 0;
 };
 

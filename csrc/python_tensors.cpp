@@ -75,34 +75,6 @@ bool is_lazy(PyObject* object, AtenTensorHandle handle) {
   return call_bool(torch_api.is_neg, object) || call_bool(torch_api.is_conj, object);
 }
 
-// A plain tensor's dispatch keys and device. Others with the same keys have the same layout, and a device of its type.
-struct Known {
-  uint64_t keys = 0;
-  DeviceType device_type;
-};
-
-// Reads a plain tensor. False for tensors that must go through torch's dispatcher to be read or refused.
-bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view, Known& known) {
-  const AtenTensorHandle handle = handle_of(object);
-  if (handle == nullptr) return false;
-  const uint64_t keys = torch_api.keys_offset != 0 ? word_of(handle, torch_api.keys_offset) : 0;
-  const Autograd autograd = view.autograd;
-  try {
-    view = keys != 0 && keys == known.keys ? read_tensor(handle, known.device_type) : read_tensor(handle);
-  } catch (const Withheld& error) {
-    const InvalidInput refusal = withheld_by_torch(object, pair, role.name, error.what());
-    throw std::runtime_error(describe(refusal, name_of(role.names, pair)));
-  } catch (const std::runtime_error&) {
-    return false;  // the wrappers of torch.func's transforms have no memory
-  }
-  if (!view.strided || view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda) return false;
-  if (view.address == 0 && !is_empty(view)) return false;
-  known = {keys, view.device.type};
-  view.lazy = is_lazy(object, handle);
-  view.autograd = autograd;
-  return true;
-}
-
 // Where in a tensor's Python object the at::Tensor lies, an address that torch also tells as `_cdata`. Up to torch 2.12
 // a flag stands before it that says whether the tensor is owned. 0 where this torch does otherwise.
 ptrdiff_t find_handle_offset(const py::object& ones, const py::object& int32) {
@@ -224,6 +196,27 @@ void look_up_torch() {
   std::async(std::launch::async, with_gil).get();
 }
 
+bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view, Known& known) {
+  const AtenTensorHandle handle = handle_of(object);
+  if (handle == nullptr) return false;
+  const uint64_t keys = torch_api.keys_offset != 0 ? word_of(handle, torch_api.keys_offset) : 0;
+  const Autograd autograd = view.autograd;
+  try {
+    view = keys != 0 && keys == known.keys ? read_tensor(handle, known.device_type) : read_tensor(handle);
+  } catch (const Withheld& error) {
+    const InvalidInput refusal = withheld_by_torch(object, pair, role.name, error.what());
+    throw std::runtime_error(describe(refusal, name_of(role.names, pair)));
+  } catch (const std::runtime_error&) {
+    return false;  // the wrappers of torch.func's transforms have no memory
+  }
+  if (!view.strided || view.dtype == DType::Unsupported || view.device.type > DeviceType::Cuda) return false;
+  if (view.address == 0 && !is_empty(view)) return false;
+  known = {keys, view.device.type};
+  view.lazy = is_lazy(object, handle);
+  view.autograd = autograd;
+  return true;
+}
+
 AtenTensorHandle handle_of(PyObject* tensor) {
   char* const object = reinterpret_cast<char*>(tensor);
   const bool flagged = torch_api.handle_offset > static_cast<ptrdiff_t>(sizeof(PyObject));
@@ -331,6 +324,10 @@ bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
       into.emplace_back();
       continue;
     }
+    if (PyUnicode_Check(fill.ptr()) && PyUnicode_CompareWithASCIIString(fill.ptr(), "last") == 0) {
+      into.push_back(Fill::last());
+      continue;
+    }
     const double value = PyFloat_AsDouble(fill.ptr());
     const bool failed = value == -1 && PyErr_Occurred();
     // Only these errors say that it is no number; an interrupt or exhausted memory must reach the caller.
@@ -342,7 +339,7 @@ bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into) {
     if (failed || !is_exactly(fill, value)) {
       throw py::type_error(
           describe({pair, "fill is " + text_of(fill, &PyObject_Repr) + " (" + Py_TYPE(fill.ptr())->tp_name +
-                              "): expected None or a number that a float holds exactly"},
+                              "): expected None, \"last\" or a number that a float holds exactly"},
                    name_of(names, pair)));
     }
     into.emplace_back(value);

@@ -149,6 +149,15 @@ void ask_autograd(TensorSpan destinations, std::vector<TensorView>& views);
 // The refusal of a tensor whose memory torch withholds, with torch's reason; where that is not given, Python is asked.
 InvalidInput withheld_by_torch(PyObject* tensor, int64_t pair, const char* role, std::string reason);
 
+// A plain tensor's dispatch keys and device. Others with the same keys have the same layout, and a device of its type.
+struct Known {
+  uint64_t keys = 0;
+  DeviceType device_type;
+};
+
+// Reads a plain tensor. False for tensors that must go through torch's dispatcher to be read or refused.
+bool read_plain_tensor(PyObject* object, int64_t pair, Role role, TensorView& view, Known& known);
+
 // Reads plain tensors without torch's dispatcher, and keeps the views' `autograd`. False where some must go through it:
 // tensors that have no memory, dtypes that only it can name, the wrappers of transforms. Runs no Python code, so that
 // what was read holds until the launch.

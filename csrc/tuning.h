@@ -25,6 +25,14 @@ constexpr uint64_t kMinPlainColumns = kWarpLanes / 2 + 1;
 // Shorter rows gain less from wide accesses than the launch loses by no longer being plain.
 constexpr int64_t kMinRaggedRowBytes = 4096;
 
+// Units of a row of a table that a lane has in flight. Not measured yet.
+constexpr int kGatherUnits = 4;
+// Lengths that a lane sums up before the lanes do. Not measured yet.
+constexpr int kLaneLengths = 8;
+// So many warps share the rows of a table at most: each goes on along its row, so that what lies beyond a row's length
+// costs no warps. Not measured yet.
+constexpr uint64_t kGatherWarps = 8192;
+
 constexpr int kBlockThreads = 128;  // "blocks of 256 and of 512"
 constexpr int kBlockWarps = kBlockThreads / kWarpLanes;
 

@@ -6,11 +6,24 @@ from fused_copy._version import __version__
 from fused_copy.backends import backend, fallbacks
 from fused_copy.ops import replay
 from fused_copy.plan import GraphCopy, Plan
+from fused_copy.sources import cu_seqlens, plus, rows
 
 if TYPE_CHECKING:
     from fused_copy.explanation import Explanation, explain
 
-__all__ = ["Explanation", "GraphCopy", "Plan", "__version__", "backend", "explain", "fallbacks", "replay"]
+__all__ = [
+    "Explanation",
+    "GraphCopy",
+    "Plan",
+    "__version__",
+    "backend",
+    "cu_seqlens",
+    "explain",
+    "fallbacks",
+    "plus",
+    "replay",
+    "rows",
+]
 
 
 def __getattr__(name: str) -> object:

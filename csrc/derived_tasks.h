@@ -1,0 +1,156 @@
+// What the tasks of derived sources say beside their StridedTask, and how both back ends read it: rows of a table, sums
+// of lengths, integers plus a number.
+#pragma once
+
+#include "launch_layout.h"
+
+namespace fused_copy {
+
+// One-dimensional integers of any castable integer dtype.
+struct Integers {
+  uint64_t address;  // 0: there are none
+  int64_t stride;    // bytes
+  DType dtype;
+  bool in_values;  // the address counts from where the launch's host values begin, until the launch is written
+};
+
+constexpr int kMaxRowExtents = kMaxExtents - 1;
+
+// Row i of the task is row index[i] of the table, or row i where there is no index. Of it the first lengths[i] columns
+// are copied, or lengths[lengths_index[i]]; the rest is filled or stays. Rows go in units, or item by item where these
+// become other numbers. The StridedTask has the addresses and the tiles: its column tiles are the warps that share a
+// row, each of which takes every so many'th block of `tile_columns` units.
+struct GatherRecord {
+  Integers index;
+  Integers lengths;
+  Integers lengths_index;
+  int64_t table_rows;
+  int64_t lengths_rows;  // with lengths_index: how many lengths there are
+  int64_t rows;          // of the task
+  int64_t units;         // of a row
+  int64_t columns;       // of a row
+  int64_t column_size;   // bytes, or items where items become other numbers
+  int64_t page_size;     // column j is item j * page_size of the table's row, divided by it
+  int64_t addend;
+  uint64_t pattern;
+  int64_t rest;  // of LastRow: elements behind the rows, which become the last one too
+  int64_t table_row_stride;
+  int64_t dst_row_stride;
+  Extent extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
+  uint8_t extent_count;
+  bool side_by_side;  // one extent, without gaps on either side
+  bool converts;      // item by item
+  bool fills;
+  bool fills_16;  // the pattern's upper half is zero, see Operation::Fill16
+  uint8_t page_shift;  // log2 of page_size; kNoShift: it is no power of two
+  DType from;
+  DType to;
+};
+constexpr uint8_t kNoShift = 0xff;
+
+// [0, l0, l0 + l1, ...], by one warp. The StridedTask has the destination's address.
+struct SumsRecord {
+  Integers lengths;
+  int64_t count;  // of the lengths
+  int64_t rest;   // elements behind the sums, which become the last one
+  int64_t dst_stride;
+  DType to;
+};
+
+static_assert(sizeof(GatherRecord) % kWordBytes == 0 && sizeof(SumsRecord) % kWordBytes == 0);
+
+FUSED_COPY_HOST_DEVICE inline const std::byte* record_of(const std::byte* launch, const StridedTask& task) {
+  return read_at<std::byte>(launch, task.outer);
+}
+
+// The launch's own bytes, where host values are among them, have addresses below its size; nothing else has.
+FUSED_COPY_HOST_DEVICE inline uint64_t resolve(const std::byte* launch, uint64_t address) {
+  constexpr uint64_t kLaunchBytes = uint64_t{kMaxLaunchWords} * kWordBytes;
+  return address < kLaunchBytes ? reinterpret_cast<uint64_t>(launch) + address : address;
+}
+
+FUSED_COPY_HOST_DEVICE inline int64_t load_integer(uint64_t address, DType dtype) {
+  switch (dtype) {
+    case DType::Bool: return *reinterpret_cast<const uint8_t*>(address) != 0;
+    case DType::UInt8: return *reinterpret_cast<const uint8_t*>(address);
+    case DType::Int8: return *reinterpret_cast<const int8_t*>(address);
+    case DType::Int16: return *reinterpret_cast<const int16_t*>(address);
+    case DType::Int32: return *reinterpret_cast<const int32_t*>(address);
+    default: return *reinterpret_cast<const int64_t*>(address);
+  }
+}
+
+FUSED_COPY_HOST_DEVICE inline int64_t load_integer(const std::byte* launch, const Integers& integers, int64_t number) {
+  return load_integer(resolve(launch, integers.address) + number * integers.stride, integers.dtype);
+}
+
+// A row that is no row of the table has no columns.
+struct GatheredRow {
+  int64_t table_row;
+  int64_t copied;  // bytes or items, as the record's column_size
+};
+
+FUSED_COPY_HOST_DEVICE inline GatheredRow find_row(const std::byte* launch, const GatherRecord& gather, int64_t row) {
+  const int64_t table_row = gather.index.address ? load_integer(launch, gather.index, row) : row;
+  int64_t columns = gather.columns;
+  if (gather.lengths.address) {
+    const int64_t at = gather.lengths_index.address ? load_integer(launch, gather.lengths_index, row) : row;
+    const bool known = static_cast<uint64_t>(at) < static_cast<uint64_t>(gather.lengths_rows);
+    const int64_t length = known ? load_integer(launch, gather.lengths, at) : 0;
+    if (length < 1) {
+      columns = 0;
+    } else {
+      const int64_t before = length - 1;
+      const int64_t pages =
+          gather.page_shift != kNoShift ? before >> gather.page_shift : before / gather.page_size;
+      if (pages < columns) columns = pages + 1;
+    }
+  }
+  const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(gather.table_rows);
+  return is_row ? GatheredRow{table_row, columns * gather.column_size} : GatheredRow{0, 0};
+}
+
+struct UnitAddress {
+  uint64_t src;
+  uint64_t dst;
+};
+
+// Where a unit of a row lies whose extents leave gaps.
+FUSED_COPY_HOST_DEVICE inline UnitAddress locate_unit(const GatherRecord& gather, uint64_t src, uint64_t dst,
+                                                      int64_t unit) {
+  auto left = static_cast<uint64_t>(unit);
+  for (int d = 0; d < gather.extent_count; ++d) {
+    const Extent& extent = gather.extents[d];
+    const auto size = static_cast<uint64_t>(extent.size);
+    const uint64_t at = d + 1 < gather.extent_count ? left % size : left;
+    left /= size;
+    src += at * extent.src_stride;
+    dst += at * extent.dst_stride;
+  }
+  return {src, dst};
+}
+
+// What an item of the table becomes, before it is converted to the destination's dtype.
+FUSED_COPY_HOST_DEVICE inline int64_t derive_item(const GatherRecord& gather, int64_t item) {
+  if (gather.page_size != 1) {
+    if (gather.page_shift != kNoShift) {
+      item >>= gather.page_shift;
+    } else {
+      item = item / gather.page_size - (item % gather.page_size < 0);
+    }
+  }
+  return static_cast<int64_t>(static_cast<uint64_t>(item) + static_cast<uint64_t>(gather.addend));
+}
+
+// A sum as torch has it, which wraps in the dtype of its source.
+FUSED_COPY_HOST_DEVICE inline int64_t wrap(int64_t number, DType dtype) {
+  switch (dtype) {
+    case DType::UInt8: return static_cast<uint8_t>(number);
+    case DType::Int8: return static_cast<int8_t>(number);
+    case DType::Int16: return static_cast<int16_t>(number);
+    case DType::Int32: return static_cast<int32_t>(number);
+    default: return number;
+  }
+}
+
+}  // namespace fused_copy

@@ -1,0 +1,399 @@
+#include "python_sources.h"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace fused_copy {
+namespace {
+
+PyTypeObject* rows_type;
+PyTypeObject* sums_type;
+PyTypeObject* plus_type;
+
+bool is_derived_type(PyTypeObject* type) { return type == rows_type || type == sums_type || type == plus_type; }
+
+bool is_plain_tensor(PyObject* object) {
+  PyTypeObject* const type = Py_TYPE(object);
+  return type == torch_api.tensor_type || type == torch_api.parameter_type;
+}
+
+bool is_tensor(PyObject* object) {
+  return is_plain_tensor(object) || PyObject_TypeCheck(object, torch_api.tensor_type) != 0;
+}
+
+[[noreturn]] void raise_type_error(int64_t pair, const char* part, py::handle names, const std::string& text) {
+  throw py::type_error(describe({pair, text, false, part}, name_of(names, pair)));
+}
+
+// Where the numbers of a list go, and what errors about them say.
+struct Destination {
+  int64_t pair;
+  const char* part;
+  py::handle names;
+  DType dtype;
+};
+
+[[noreturn, gnu::cold]] void refuse_value(const Destination& to, py::handle value, size_t position,
+                                          const std::string& expected) {
+  throw std::runtime_error(describe({to.pair,
+                                     "have " + text_of(value, &PyObject_Repr) + " at position " +
+                                         std::to_string(position) + ": expected " + expected,
+                                     false, to.part},
+                                    name_of(to.names, to.pair)));
+}
+
+[[noreturn, gnu::cold]] void refuse_item(const Destination& to, py::handle item, size_t position) {
+  raise_type_error(to.pair, to.part, to.names,
+                   "have " + text_of(item, &PyObject_Repr) + " (" + Py_TYPE(item.ptr())->tp_name + ") at position " +
+                       std::to_string(position) + ": expected numbers; pass a tensor or an array for anything else");
+}
+
+std::string range_of(const NumberFormat& format) {
+  const bool is_signed = format.kind == NumberFormat::Signed;
+  const uint64_t top = ~uint64_t{0} >> (64 - format.bits) >> is_signed;
+  return (is_signed ? std::to_string(-static_cast<int64_t>(top) - 1) : "0") + " to " + std::to_string(top);
+}
+
+// The number as an integer of the format, as its low bytes.
+uint64_t integer_of(const Destination& to, PyObject* item, size_t position) {
+  const NumberFormat& format = info(to.dtype).format;
+  const bool is_signed = format.kind == NumberFormat::Signed;
+  if (!PyLong_Check(item)) {
+    if (!PyFloat_Check(item) && PyIndex_Check(item) && !is_tensor(item)) {
+      const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(item));
+      if (!integer) throw py::error_already_set();
+      return integer_of(to, integer.ptr(), position);
+    }
+    const double number = is_tensor(item) ? -1 : PyFloat_AsDouble(item);
+    if (is_tensor(item) || (number == -1 && PyErr_Occurred())) {
+      PyErr_Clear();
+      refuse_item(to, item, position);
+    }
+    if (format.bits == 1) return number != 0;
+    // As torch converts: towards zero.
+    const double whole = std::trunc(number);
+    const double most = std::ldexp(1.0, format.bits - is_signed);
+    if (!(whole < most && whole >= (is_signed ? -most : 0.0))) {
+      refuse_value(to, item, position, std::string("what ") + info(to.dtype).name + " holds, " + range_of(format));
+    }
+    return is_signed ? static_cast<uint64_t>(static_cast<int64_t>(whole)) : static_cast<uint64_t>(whole);
+  }
+  int overflow;
+  const long long number = PyLong_AsLongLongAndOverflow(item, &overflow);
+  const uint64_t top = ~uint64_t{0} >> (64 - format.bits) >> is_signed;
+  if (overflow == 0) {
+    if (is_signed ? number >= -static_cast<int64_t>(top) - 1 && number <= static_cast<int64_t>(top)
+                  : number >= 0 && static_cast<uint64_t>(number) <= top) {
+      return static_cast<uint64_t>(number);
+    }
+  } else if (overflow > 0 && top == ~uint64_t{0}) {
+    const unsigned long long large = PyLong_AsUnsignedLongLong(item);
+    if (!PyErr_Occurred()) return large;
+    PyErr_Clear();
+  }
+  refuse_value(to, item, position, std::string("what ") + info(to.dtype).name + " holds, " + range_of(format));
+}
+
+double float_of(const Destination& to, PyObject* item, size_t position) {
+  if (PyFloat_CheckExact(item)) return PyFloat_AS_DOUBLE(item);
+  const double number = is_tensor(item) ? -1 : PyFloat_AsDouble(item);
+  if (!is_tensor(item) && !(number == -1 && PyErr_Occurred())) return number;
+  const bool too_large = PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_OverflowError);
+  PyErr_Clear();
+  if (too_large) refuse_value(to, item, position, "what a float holds");
+  refuse_item(to, item, position);
+}
+
+void put_numbers(const Destination& to, TensorSpan items, std::byte* place) {
+  const NumberFormat& format = info(to.dtype).format;
+  const auto size = static_cast<size_t>(info(to.dtype).size);
+  if (is_integer(format)) {
+    for (size_t i = 0; i < items.size(); ++i) {
+      const uint64_t number = integer_of(to, items[i], i);
+      std::memcpy(place + i * size, &number, size);
+    }
+    return;
+  }
+  if (!is_castable(to.dtype)) {
+    throw std::runtime_error(describe({to.pair,
+                                       std::string("cannot become ") + info(to.dtype).name +
+                                           " from Python's numbers: pass a tensor of that dtype",
+                                       false, to.part},
+                                      name_of(to.names, to.pair)));
+  }
+  for (size_t i = 0; i < items.size(); ++i) {
+    const double number = float_of(to, items[i], i);
+    convert_array({&number, {}, {}, DType::Float64}, to.dtype, place + i * size);
+  }
+}
+
+// An array's dtype, by the format and size of its items; Unsupported: torch has none.
+DType dtype_of(const Py_buffer& buffer) {
+  const char* format = buffer.format == nullptr ? "B" : buffer.format;
+  if (*format == '@' || *format == '=' || *format == '<') ++format;
+  if (format[0] == '\0' || (format[1] != '\0' && format[0] != 'Z')) return DType::Unsupported;
+  const auto integer = [&](NumberFormat::Kind kind) {
+    for (const DTypeInfo& row : kDTypes) {
+      if (row.format.kind == kind && row.format.bits == 8 * buffer.itemsize) return row.dtype;
+    }
+    return DType::Unsupported;
+  };
+  switch (*format) {
+    case '?': return DType::Bool;
+    case 'b':
+    case 'h':
+    case 'i':
+    case 'l':
+    case 'q': return integer(NumberFormat::Signed);
+    case 'B':
+    case 'H':
+    case 'I':
+    case 'L':
+    case 'Q': return integer(NumberFormat::Unsigned);
+    case 'e': return DType::Float16;
+    case 'f': return DType::Float32;
+    case 'd': return DType::Float64;
+    case 'Z': return format[1] == 'f' ? DType::Complex64 : format[1] == 'd' ? DType::Complex128 : DType::Unsupported;
+    default: return DType::Unsupported;
+  }
+}
+
+class Buffer {
+ public:
+  explicit Buffer(PyObject* object) {
+    if (PyObject_GetBuffer(object, &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) throw py::error_already_set();
+  }
+  ~Buffer() { PyBuffer_Release(&buffer_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  const Py_buffer& operator*() const { return buffer_; }
+  const Py_buffer* operator->() const { return &buffer_; }
+
+ private:
+  Py_buffer buffer_;
+};
+
+// Reads one source, or one part of it, that is no tensor.
+class ValueReader {
+ public:
+  ValueReader(std::span<const TensorView> destinations, py::handle names, HostValues& values)
+      : destinations_(destinations), names_(names), values_(values) {}
+
+  // `dtype` is what the values become; none: their own, and int64 for Python's numbers.
+  void read(int64_t pair, const char* name, PyObject* object, std::optional<DType> dtype, SourcePart& part) {
+    const Destination to{pair, name, names_, dtype.value_or(DType::Int64)};
+    if (PyList_Check(object) || PyTuple_Check(object)) {
+      // Copied: another thread, or a number's own code, may change the list meanwhile.
+      const auto items = py::reinterpret_steal<py::object>(PySequence_Tuple(object));
+      if (!items) throw py::error_already_set();
+      const TensorSpan span = items_of(items);
+      const auto size = static_cast<int64_t>(span.size());
+      return put_numbers(to, span, values_.add(part, {&size, 1}, to.dtype));
+    }
+    if (PyLong_Check(object) || PyFloat_Check(object)) return read_number(to, object, part);
+    if (PyObject_CheckBuffer(object) && !PyBytes_Check(object) && !PyByteArray_Check(object)) {
+      return read_array(to, object, dtype, part);
+    }
+    if (PyNumber_Check(object)) return read_number(to, object, part);
+    raise_type_error(pair, name == kValues ? "source" : name, names_,
+                     std::string("is ") + Py_TYPE(object)->tp_name +
+                         ": expected a torch.Tensor, numbers in a list, a tuple or an array" +
+                         (name == kValues ? ", None, fused_copy.rows, fused_copy.cu_seqlens or fused_copy.plus" : ""));
+  }
+
+  static constexpr const char* kValues = source_name(Derivation::Values);
+
+ private:
+  // One number, of the destination's shape.
+  std::span<const int64_t> ones(const Destination& to) {
+    const TensorView& destination = destinations_[to.pair];
+    const bool one_element = std::all_of(destination.sizes, destination.sizes + destination.rank,
+                                         [](int64_t size) { return size == 1; });
+    if (to.part != kValues || !one_element) {
+      raise_type_error(to.pair, to.part, names_,
+                       "are one number: expected a list or an array" +
+                           (to.part == kValues ? ", as the destination has shape " + shape_of(destination) +
+                                                     " and not one element"
+                                               : std::string()));
+    }
+    ones_.fill(1);
+    return {ones_.data(), static_cast<size_t>(destination.rank)};
+  }
+
+  void read_number(const Destination& to, PyObject* number, SourcePart& part) {
+    put_numbers(to, {&number, 1}, values_.add(part, ones(to), to.dtype));
+  }
+
+  void read_array(const Destination& to, PyObject* object, std::optional<DType> dtype, SourcePart& part) {
+    const Buffer buffer(object);
+    const DType own = dtype_of(*buffer);
+    const DType becomes = dtype.value_or(own);
+    if (own == DType::Unsupported) {
+      raise_type_error(to.pair, to.part, names_,
+                       std::string("are ") + Py_TYPE(object)->tp_name + " of a dtype that torch does not have (" +
+                           (buffer->format ? buffer->format : "none") + "): pass numbers of one of torch's");
+    }
+    if (own != becomes && !(is_castable(own) && is_castable(becomes))) {
+      throw std::runtime_error(describe({to.pair,
+                                         std::string("are ") + info(own).name + " but the destination is " +
+                                             info(becomes).name + ": pass the same dtype, or two that can be cast",
+                                         false, to.part},
+                                        name_of(names_, to.pair)));
+    }
+    const auto rank = static_cast<size_t>(buffer->ndim);
+    if (rank > static_cast<size_t>(kMaxRank)) raise_type_error(to.pair, to.part, names_, "have too many dimensions");
+    std::array<int64_t, kMaxRank> sizes, strides;
+    std::copy_n(buffer->shape, rank, sizes.begin());
+    std::copy_n(buffer->strides, rank, strides.begin());
+    const std::span<const int64_t> shape = rank == 0 ? ones(to) : std::span<const int64_t>(sizes.data(), rank);
+    std::byte* const place = values_.add(part, shape, becomes);
+    if (buffer->len > 0) convert_array({buffer->buf, {sizes.data(), rank}, {strides.data(), rank}, own}, becomes, place);
+  }
+
+  std::span<const TensorView> destinations_;
+  py::handle names_;
+  HostValues& values_;
+  std::array<int64_t, kMaxRank> ones_;
+};
+
+// The parts of a source that is made of several, with the objects that they are.
+struct PartObject {
+  const char* name;
+  PyObject* object;
+  SourcePart DerivedSource::*part;
+};
+
+// The items of one of this package's named tuples.
+PyObject* field(PyObject* tuple, Py_ssize_t at) { return PyTuple_GET_ITEM(tuple, at); }
+
+template <class Visit>
+void visit_parts(PyObject* source, Visit visit) {
+  PyTypeObject* const type = Py_TYPE(source);
+  if (type != rows_type) {
+    return visit(PartObject{type == sums_type ? "lengths" : "source", field(source, 0), &DerivedSource::source});
+  }
+  visit(PartObject{"table", field(source, 0), &DerivedSource::source});
+  visit(PartObject{"index", field(source, 1), &DerivedSource::index});
+  PyObject* const lengths = field(source, 2);
+  if (lengths == Py_None) return;
+  if (Py_TYPE(lengths) == rows_type) {
+    visit(PartObject{"table of the lengths", field(lengths, 0), &DerivedSource::lengths});
+    visit(PartObject{"index of the lengths", field(lengths, 1), &DerivedSource::lengths_index});
+  } else {
+    visit(PartObject{"lengths", lengths, &DerivedSource::lengths});
+  }
+}
+
+int64_t read_integer(int64_t pair, const char* name, PyObject* object, py::handle names) {
+  const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(object));
+  if (!integer) {
+    PyErr_Clear();
+    raise_type_error(pair, name, names, std::string("is ") + Py_TYPE(object)->tp_name + ": expected an integer");
+  }
+  int overflow;
+  const long long value = PyLong_AsLongLongAndOverflow(integer.ptr(), &overflow);
+  if (overflow != 0) {
+    throw std::runtime_error(describe({pair, "is " + text_of(integer) + ": expected what int64 holds", false, name},
+                                      name_of(names, pair)));
+  }
+  return value;
+}
+
+}  // namespace
+
+void use_source_types(py::handle rows, py::handle sums, py::handle plus) {
+  const auto keep = [](py::handle type) { return reinterpret_cast<PyTypeObject*>(py::object(py::reinterpret_borrow<py::object>(type)).release().ptr()); };
+  rows_type = keep(rows);
+  sums_type = keep(sums);
+  plus_type = keep(plus);
+}
+
+AtenTensorHandle handle_of_part(const void* tensor) {
+  return handle_of(const_cast<PyObject*>(static_cast<const PyObject*>(tensor)));
+}
+
+SourceKinds kinds_of(TensorSpan sources) {
+  SourceKinds kinds = SourceKinds::Tensors;
+  for (PyObject* const source : sources) {
+    if (is_plain_tensor(source)) continue;
+    if (is_tensor(source)) return SourceKinds::Dispatched;
+    kinds = SourceKinds::Mixed;
+    if (!is_derived_type(Py_TYPE(source))) continue;
+    bool dispatched = false;
+    visit_parts(source, [&](const PartObject& part) {
+      dispatched |= !is_plain_tensor(part.object) && is_tensor(part.object);
+    });
+    if (dispatched) return SourceKinds::Dispatched;
+  }
+  return kinds;
+}
+
+void read_values(TensorSpan sources, std::span<const TensorView> destinations, py::handle names, Workspace& work) {
+  ValueReader reader(destinations, names, work.values);
+  for (size_t i = 0; i < sources.size() && i < destinations.size(); ++i) {
+    PyObject* const source = sources[i];
+    if (is_plain_tensor(source)) continue;
+    const auto pair = static_cast<int64_t>(i);
+    DerivedSource derived{.pair = pair, .derivation = Derivation::Nothing};
+    PyTypeObject* const type = Py_TYPE(source);
+    if (is_derived_type(type)) {
+      derived.derivation = type == rows_type   ? Derivation::Rows
+                           : type == sums_type ? Derivation::Sums
+                                               : Derivation::Plus;
+      visit_parts(source, [&](const PartObject& part) {
+        SourcePart& into = derived.*part.part;
+        if (is_plain_tensor(part.object)) {
+          into.given = true;
+          into.tensor = part.object;
+        } else if (part.part == &DerivedSource::source && type == rows_type) {
+          raise_type_error(pair, part.name, names,
+                           std::string("is ") + Py_TYPE(part.object)->tp_name + ": expected a torch.Tensor");
+        } else {
+          reader.read(pair, part.name, part.object, std::nullopt, into);
+        }
+      });
+      if (type == rows_type) {
+        derived.number = read_integer(pair, "page_size", field(source, 3), names);
+        PyObject* const lengths = field(source, 2);
+        if (Py_TYPE(lengths) == rows_type &&
+            (field(lengths, 2) != Py_None || read_integer(pair, "page_size of the lengths", field(lengths, 3), names) != 1)) {
+          raise_type_error(pair, "lengths", names,
+                           "are rows with lengths or pages of their own: expected rows(table, index) alone");
+        }
+      } else if (type == plus_type) {
+        derived.number = read_integer(pair, "n", field(source, 1), names);
+      }
+    } else if (source != Py_None) {
+      derived.derivation = Derivation::Values;
+      reader.read(pair, ValueReader::kValues, source, destinations[i].dtype, derived.source);
+    }
+    work.derived.push_back(derived);
+  }
+}
+
+bool read_sources(TensorSpan sources, Role role, Workspace& work) {
+  work.source_views.assign(sources.size(), {});
+  Known known;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    if (is_plain_tensor(sources[i]) &&
+        !read_plain_tensor(sources[i], static_cast<int64_t>(i), role, work.source_views[i], known)) {
+      return false;
+    }
+  }
+  for (DerivedSource& derived : work.derived) {
+    PyObject* const source = sources[derived.pair];
+    if (!is_derived_type(Py_TYPE(source))) continue;
+    bool plain = true;
+    visit_parts(source, [&](const PartObject& object) {
+      SourcePart& part = derived.*object.part;
+      if (part.tensor == nullptr) return;
+      plain = plain && read_plain_tensor(object.object, derived.pair, {object.name, role.names}, part.view, known);
+    });
+    if (!plain) return false;
+  }
+  return true;
+}
+
+}  // namespace fused_copy

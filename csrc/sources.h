@@ -1,0 +1,107 @@
+// What may stand for a pair's source beside a tensor that is copied as it lies. Plain C++: no torch, no CUDA, no Python.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "tensor_view.h"
+
+namespace fused_copy {
+
+enum class Derivation : uint8_t {
+  Nothing,  // the pair is left out
+  Values,   // host values, of the destination's dtype
+  Rows,     // of a table, by index
+  Sums,     // of lengths, from 0
+  Plus,     // integers and a number
+};
+
+// A tensor that a source is made of, or host values.
+struct SourcePart {
+  TensorView view{};
+  bool given = false;
+  bool by_value = false;         // the view's address is a place among the call's HostValues, side by side
+  const void* tensor = nullptr;  // what the front door knows it by
+};
+
+struct DerivedSource {
+  int64_t pair;
+  Derivation derivation;
+  SourcePart source;         // the values, the table, the lengths to sum, or the integers
+  SourcePart index;          // of rows, as what follows
+  SourcePart lengths;        // of the rows, or of the rows of a table of lengths,
+  SourcePart lengths_index;  // whose index this is
+  int64_t number = 0;        // the page size, or what is added
+};
+
+// What errors call the part `source`.
+constexpr const char* source_name(Derivation derivation) {
+  switch (derivation) {
+    case Derivation::Nothing: return "source";
+    case Derivation::Values: return "values";
+    case Derivation::Rows: return "table";
+    case Derivation::Sums: return "lengths";
+    case Derivation::Plus: return "source";
+  }
+  __builtin_unreachable();
+}
+
+// The host values of one call, as bytes that lie side by side, and the shapes that the views of them point to. Keeps
+// its memory.
+class HostValues {
+ public:
+  static constexpr size_t kAlignment = 16;
+
+  void clear() {
+    blocks_.clear();
+    chunk_ = used_ = 0;
+  }
+  // Room for so many bytes, and its place: a multiple of the alignment. Moves the bytes that are there.
+  uint64_t add(size_t bytes) {
+    const size_t place = blocks_.size();
+    blocks_.resize(place + (bytes + kAlignment - 1) / kAlignment);
+    return place * kAlignment;
+  }
+  std::byte* at(uint64_t place) { return blocks_.data()->bytes + place; }
+  std::span<const std::byte> bytes() const {
+    return {reinterpret_cast<const std::byte*>(blocks_.data()), blocks_.size() * kAlignment};
+  }
+  // Makes the part one of values of this shape and dtype, and returns where they go.
+  std::byte* add(SourcePart& part, std::span<const int64_t> sizes, DType dtype);
+  size_t capacity_bytes() const { return blocks_.capacity() * kAlignment + chunks_.size() * sizeof(Chunk); }
+
+ private:
+  struct alignas(kAlignment) Block {
+    std::byte bytes[kAlignment];
+  };
+  struct Chunk {
+    int64_t numbers[16 * kMaxRank];
+  };
+
+  std::vector<Block> blocks_;
+  std::vector<std::unique_ptr<Chunk>> chunks_;  // of sizes and strides, which do not move
+  size_t chunk_ = 0, used_ = 0;
+};
+
+// An array in host memory. Strides are in bytes and may be negative.
+struct HostArray {
+  const void* data;
+  std::span<const int64_t> sizes;
+  std::span<const int64_t> strides;
+  DType dtype;
+};
+
+// Puts the array's elements side by side as this dtype, with the values of Tensor.copy_. Both dtypes are castable, or
+// they are the same.
+void convert_array(const HostArray& array, DType to, std::byte* values);
+
+// What a call copies from. `derived` tells, in their order, of the pairs that `tensors` say nothing of.
+struct CallSources {
+  std::span<const TensorView> tensors;
+  std::span<const DerivedSource> derived = {};
+  std::span<const std::byte> values = {};
+};
+
+}  // namespace fused_copy

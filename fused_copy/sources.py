@@ -1,0 +1,75 @@
+"""What may stand for a source beside a tensor: host values, rows of a table, sums of lengths, integers plus a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Union
+
+import torch
+
+from fused_copy._library import _C
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Values = Union[torch.Tensor, np.ndarray, Sequence[int], Sequence[float]]
+else:
+    Values = Union[torch.Tensor, Sequence[int], Sequence[float]]
+
+
+class rows(NamedTuple):
+    """Stands for a source: row ``i`` of the destination's corner is ``table[index[i]]``.
+
+    The corner has the shape ``[len(index), *table.shape[1:]]``. A negative index means "no row", and so does one beyond
+    the table that only the GPU can see: that row is outside of the corner, so it becomes the fill, or stays as it was.
+    One beyond the table that the host can see raises. Nothing is read outside of the table.
+
+    Args:
+        table: of one dimension or more, any strides, on the destinations' device or in pinned memory. Its dtype is the
+            destination's, or both are int32 and int64.
+        index: one dimension, int32 or int64: a tensor on that device, a pinned one, or host values.
+        lengths: as ``index``, one for each row, or one-dimensional ``rows`` of a table of lengths. Of row ``i`` only the
+            first ``lengths[i]`` columns are in the corner. Lengths below zero count as zero, those beyond the table as
+            all of its columns.
+        page_size: for tables with a slot for each token: column ``j`` is ``table[index[i], j * page_size] // page_size``
+            (floor), of ``ceil(columns / page_size)`` columns, and lengths count tokens: ``ceil(length / page_size)``
+            columns. Integer tables of two dimensions.
+
+    In a CUDA graph, table, index and lengths on the GPU are read anew at every replay.
+    """
+
+    table: torch.Tensor
+    index: Values
+    lengths: Values | rows | None = None
+    page_size: int = 1
+
+
+class cu_seqlens(NamedTuple):
+    """Stands for a source: the sums ``[0, l0, l0 + l1, ...]`` of ``lengths``, one value more than these have.
+
+    Args:
+        lengths: one dimension, integers: a tensor on the destinations' device, a pinned one, or host values.
+
+    Sums wrap in the destination's dtype, which is one of integers, as ``torch.cumsum(lengths, 0, dtype=...)`` does.
+    """
+
+    lengths: Values
+
+
+class plus(NamedTuple):
+    """Stands for a source: every value of ``source`` plus the integer ``n``.
+
+    Args:
+        source: integers of any shape and strides: a tensor on the destinations' device, a pinned one, or host values.
+        n: added in the source's dtype, where sums wrap as torch's do. Then they are cast to the destination's.
+    """
+
+    source: Values
+    n: int
+
+
+Source = Union[torch.Tensor, rows, cu_seqlens, plus, Values, float, int, None]
+"""What may stand for a source: see :func:`fused_copy.replay`."""
+
+TYPES = (rows, cu_seqlens, plus)
+_C.use_source_types(rows, cu_seqlens, plus)
