@@ -22,7 +22,7 @@ constexpr int kernel_words(int number) {
 constexpr LaunchKind kernel_kind(int number) {
   if (number < kTensorKernels) return static_cast<LaunchKind>(number % kTensorKinds);
   const bool general = (number - kTensorKernels) % kSourceKinds == 1;
-  return LaunchKind::Sources | (general ? LaunchKind::Casting : LaunchKind::PlainCasting);
+  return general ? LaunchKind::AllSources : LaunchKind::PlainSources;
 }
 
 // The smallest that can do this launch.

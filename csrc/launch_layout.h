@@ -94,6 +94,8 @@ enum class LaunchKind : uint8_t {
   PlainCasting = 2,  // plain ones and direct casts of the same shape
   Casting = 3,       // everything that copies tensors
   Sources = 4,       // host values in the launch, and derived sources
+  PlainSources = 6,  // those, and what PlainCasting does
+  AllSources = 7,    // everything
 };
 constexpr LaunchKind operator|(LaunchKind a, LaunchKind b) {
   return static_cast<LaunchKind>(static_cast<int>(a) | static_cast<int>(b));

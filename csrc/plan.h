@@ -52,6 +52,7 @@ class BoundPlan {
   std::span<const PlannedLaunch> plan_for_graph(TensorSpan sources, Workspace& work) const;
 
   const Device& device() const { return bound_.device(); }
+  size_t size() const { return bound_.views().size(); }
 
   void traverse(Visit& visit) const;
   void clear();

@@ -12,7 +12,9 @@ from typing import Literal, get_args
 import torch
 
 from fused_copy._library import _C
+from fused_copy.sources import Source, Values, cu_seqlens, plus, rows
 
+Fill = float | Literal["last"] | None
 Backend = Literal["fused", "reference", "fallback"]
 
 _RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -72,12 +74,12 @@ def fallbacks() -> int:
 
 
 def fall_back(
-    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None, reason: str
+    dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None, reason: str
 ) -> None:
     """For arguments that were checked, but for what one launch cannot do."""
     global _fallbacks
     for destination, source in zip(dst, src, strict=True):
-        if destination.dtype != source.dtype:
+        if isinstance(source, torch.Tensor) and destination.dtype != source.dtype:
             # Torch refuses some pairs of dtypes too: before anything is written.
             torch.zeros(1, dtype=source.dtype, device=source.device).to(destination.dtype)
     _fallbacks += 1
@@ -98,30 +100,104 @@ def _callers_level() -> int:
 
 
 @torch.no_grad()
-def copy_each(
-    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None = None
-) -> None:
-    """The reference, for arguments that were checked: a copy for each pair, a fill for each box around its corner."""
-    for destination, source, number in zip(dst, src, [None] * len(dst) if fill is None else fill, strict=True):
-        corner = destination[tuple(slice(0, size) for size in source.shape)]
-        value = source.clone() if _may_overlap(destination, source) else source
-        if source.dtype == destination.dtype and not _is_lazy(source) and not _is_lazy(destination):
-            _raw(corner).copy_(_raw(value), non_blocking=True)
-        else:
-            # A bool's byte may be any; torch's casts take it for 0 or 1.
-            corner.copy_(_raw(value) != 0 if source.dtype == torch.bool else value, non_blocking=True)
-        if number is None:
+def copy_each(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None = None) -> None:
+    """The reference, for arguments that were checked: torch's operators for each pair, one pair after the other."""
+    for destination, source, rest in zip(dst, src, [None] * len(dst) if fill is None else fill, strict=True):
+        if source is None:
             continue
-        for edge, size in enumerate(source.shape):
-            box = destination[(*(slice(0, n) for n in source.shape[:edge]), slice(size, None))]
-            if _is_lazy(destination):
-                box.fill_(number)
-            elif destination.dtype == torch.complex128:
-                torch.view_as_real(box)[..., 0].fill_(number)
-                torch.view_as_real(box)[..., 1].zero_()
+        value, taken = _yielded(destination, source)
+        corner = destination[tuple(slice(0, size) for size in value.shape)]
+        if value.device == destination.device and _may_overlap(destination, value):
+            value = value.clone()
+        last = None
+        if rest == "last":
+            yields = value if taken is None else value[taken]
+            last = yields[-1:].clone() if yields.numel() else None
+        _copy(corner, value, taken)
+        if last is not None:
+            _copy(destination[value.shape[0] :], last.expand(destination.shape[0] - value.shape[0]), None)
+            if taken is not None:
+                _copy(corner, last.expand_as(corner), ~taken)
+        if rest is None or rest == "last":
+            continue
+        number = float(rest)
+        for edge, size in enumerate(value.shape):
+            _fill(destination[(*(slice(0, n) for n in value.shape[:edge]), slice(size, None))], number)
+        if taken is not None:
+            filled = corner.clone()
+            _fill(filled, number)
+            _copy(corner, filled, ~taken)
+
+
+def _yielded(destination: torch.Tensor, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a source yields, of its corner's shape, and which of it: all where that is None."""
+    if isinstance(source, rows):
+        index = _tensor(source.index, source.table.device)
+        at, there = _rows_at(index, source.table.shape[0])
+        picked = source.table.index_select(0, at)
+        if source.page_size != 1:
+            picked = picked[:, :: source.page_size].div(source.page_size, rounding_mode="floor")
+        taken = there.view(-1, *[1] * (picked.dim() - 1)).expand_as(picked)
+        if source.lengths is not None:
+            if isinstance(source.lengths, rows):
+                at, known = _rows_at(_tensor(source.lengths.index, picked.device), source.lengths.table.shape[0])
+                lengths = source.lengths.table.index_select(0, at).where(known, 0)
             else:
-                exact = number if destination.is_floating_point() or destination.is_complex() else int(number)
-                _raw(box).fill_(_raw(torch.tensor(exact, dtype=destination.dtype, device="cpu")).item())
+                lengths = _tensor(source.lengths, picked.device)
+            pages = lengths.to(torch.int64).sub(1).div(source.page_size, rounding_mode="floor").add(1)
+            columns = torch.arange(picked.shape[1], device=picked.device) < pages[:, None]
+            taken = taken & columns.view(*columns.shape, *[1] * (picked.dim() - 2))
+        return picked, taken
+    if isinstance(source, cu_seqlens):
+        lengths = _tensor(source.lengths, destination.device)
+        return torch.cat([lengths.new_zeros(1, dtype=torch.int64), lengths.cumsum(0, dtype=torch.int64)]), None
+    if isinstance(source, plus):
+        return _tensor(source.source, destination.device) + source.n, None
+    if isinstance(source, (int, float)):
+        return torch.tensor(source, dtype=destination.dtype, device=destination.device).expand_as(destination), None
+    if not isinstance(source, torch.Tensor):
+        dtype = destination.dtype if isinstance(source, (list, tuple)) else None
+        source = torch.as_tensor(source, dtype=dtype, device=destination.device)
+        return (source.expand_as(destination) if source.dim() == 0 else source), None
+    return source, None
+
+
+def _tensor(values: Values, device: torch.device) -> torch.Tensor:
+    return values if isinstance(values, torch.Tensor) and values.is_cuda else torch.as_tensor(values).to(device)
+
+
+def _rows_at(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows to look up in a table of so many, and which of them are there."""
+    there = (index >= 0) & (index < count)
+    return index.where(there, 0), there
+
+
+def _copy(corner: torch.Tensor, value: torch.Tensor, taken: torch.Tensor | None) -> None:
+    """Copies what is taken of a value of the corner's shape."""
+    if value.dtype == corner.dtype and not _is_lazy(value) and not _is_lazy(corner):
+        corner, value = _raw(corner), _raw(value)
+    elif value.dtype == torch.bool:
+        value = _raw(value) != 0  # a bool's byte may be any; torch's casts take it for 0 or 1
+    if taken is None:
+        corner.copy_(value, non_blocking=True)
+    else:
+        corner.copy_(torch.where(_items(taken, corner), value.to(corner.dtype), corner))
+
+
+def _items(taken: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
+    """For elements of 16 bytes, which go as two integers each."""
+    return taken if taken.dim() == corner.dim() else taken.unsqueeze(-1)
+
+
+def _fill(box: torch.Tensor, number: float) -> None:
+    if _is_lazy(box):
+        box.fill_(number)
+    elif box.dtype == torch.complex128:
+        torch.view_as_real(box)[..., 0].fill_(number)
+        torch.view_as_real(box)[..., 1].zero_()
+    else:
+        exact = number if box.is_floating_point() or box.is_complex() else int(number)
+        _raw(box).fill_(_raw(torch.tensor(exact, dtype=box.dtype, device="cpu")).item())
 
 
 def _may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:

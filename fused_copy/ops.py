@@ -5,19 +5,22 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C, missing
+from fused_copy.sources import TYPES, Source
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
-Fills = Iterable[float | None] | Mapping[str, float]
+Sources = Iterable[Source] | Mapping[str, Source]
+Fill = float | Literal["last"] | None
+Fills = Iterable[Fill] | Mapping[str, Fill]
 Names = tuple[str, ...] | None
 
 
-def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
+def replay(dst: Tensors, src: Sources, fill: Fills | None = None) -> None:
     """Copies every source into the leading corner of its destination, all in one launch.
 
     Equivalent to::
@@ -55,7 +58,7 @@ def replay(dst: Tensors, src: Tensors, fill: Fills | None = None) -> None:
 
 
 def replay_in_order(
-    names: Names, dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
+    names: Names, dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None
 ) -> None:
     """:func:`replay`, of sequences."""
     if is_dynamo_compiling():
@@ -66,15 +69,15 @@ def replay_in_order(
 
 
 def replay_dispatched(
-    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
+    dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None
 ) -> None:
     """For calls that the binary's fast path does not take: tensor subclasses, modes, transforms, traced code."""
     torch.ops.fused_copy.replay(dst, src, fill)
 
 
 def in_order(
-    dst: Tensors, src: Tensors, fill: Fills | None
-) -> tuple[Names, Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[float | None] | None]:
+    dst: Tensors, src: Sources, fill: Fills | None
+) -> tuple[Names, Sequence[torch.Tensor], Sequence[Source], Sequence[Fill] | None]:
     """The names, if the destinations are a mapping, and all arguments as sequences in its order."""
     names, destinations, fills = bound_in_order(dst, fill)
     if names is None:
@@ -92,7 +95,7 @@ def in_order(
 
 def bound_in_order(
     dst: Tensors, fill: Fills | None
-) -> tuple[Names, Sequence[torch.Tensor], Sequence[float | None] | None]:
+) -> tuple[Names, Sequence[torch.Tensor], Sequence[Fill] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
     if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
         destinations = dst if isinstance(dst, (list, tuple)) else _sequence(dst, "destination")
@@ -114,8 +117,8 @@ def bound_in_order(
 
 
 def sources_in_order(
-    names: Names, sources: tuple[torch.Tensor | Mapping[str, torch.Tensor], ...], keywords: bool = False
-) -> Sequence[torch.Tensor]:
+    names: Names, sources: tuple[Source | Mapping[str, Source], ...], destinations: int, keywords: bool = False
+) -> Sequence[Source]:
     """A plan's sources in its order, which a call gave one by one or as one mapping."""
     if keywords:
         raise TypeError("fused_copy: takes no keyword arguments: pass the mapping itself, plan.replay(step)")
@@ -127,7 +130,7 @@ def sources_in_order(
                 "mapping, or pass the sources one by one"
             )
         return _by_name(names, only)
-    if isinstance(only, Iterable) and not isinstance(only, torch.Tensor):
+    if isinstance(only, Iterable) and not isinstance(only, (torch.Tensor, *TYPES)) and destinations != 1:
         raise TypeError(
             f"fused_copy: sources are one {type(only).__name__}: pass them one by one, plan.replay(*sources), or as a "
             "mapping of the destinations' names"
@@ -165,7 +168,7 @@ def _sequence(items: Iterable[Item], role: str) -> Sequence[Item]:
     return tuple(items)
 
 
-def _by_name(names: tuple[str, ...], sources: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def _by_name(names: tuple[str, ...], sources: Mapping[str, Source]) -> list[Source]:
     missing = [name for name in names if name not in sources]
     unknown = [name for name in sources if name not in names] if missing or len(sources) != len(names) else []
     if not missing and not unknown:

@@ -10,10 +10,11 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C
-from fused_copy.ops import Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
+from fused_copy.ops import Fill, Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
+from fused_copy.sources import Source
 
-Source = torch.Tensor | Mapping[str, torch.Tensor]
-"""What a plan is called with: a tensor for each destination, or one mapping of all their names to tensors."""
+StepSource = Source | Mapping[str, Source]
+"""What a plan is called with: a source for each destination, or one mapping of all their names to sources."""
 
 
 class _Replay(property):
@@ -70,10 +71,10 @@ class Plan:
         """,
     )
 
-    def _replay_traced(self, *sources: Source) -> None:
+    def _replay_traced(self, *sources: StepSource) -> None:
         _replay_unbound(self.names, self.destinations, self.fill, *sources)
 
-    def capture(self, graph: torch.cuda.CUDAGraph, *sources: Source) -> GraphCopy:
+    def capture(self, graph: torch.cuda.CUDAGraph, *sources: StepSource) -> GraphCopy:
         """Records the copy as a node of the graph that is being captured on the destinations' device's current stream.
 
         Args:
@@ -94,7 +95,7 @@ class Plan:
                 "fused_copy: capture needs plain destinations that one launch can copy to, and a torch whose tensors "
                 f"this package can read: {self._unbound_because}, torch {torch.__version__}"
             )
-        return GraphCopy(self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources))))
+        return GraphCopy(self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources, len(self.destinations)))))
 
     def __reduce__(self) -> tuple[type[Plan], tuple[Tensors, Fills | None]]:
         """Copies and pickles are made anew from destinations and fill."""
@@ -160,8 +161,8 @@ class GraphCopy:
 def _replay_unbound(
     names: Names,
     destinations: tuple[torch.Tensor, ...],
-    fill: tuple[float | None, ...] | None,
-    *sources: Source,
+    fill: tuple[Fill, ...] | None,
+    *sources: StepSource,
     **keywords: object,
 ) -> None:
-    replay_in_order(names, destinations, sources_in_order(names, sources, bool(keywords)), fill)
+    replay_in_order(names, destinations, sources_in_order(names, sources, len(destinations), bool(keywords)), fill)
