@@ -103,8 +103,14 @@ void LaunchPlanner::add_values(const Destinations& destinations, const DerivedSo
   const size_t before = tasks_.size();
   if (!is_empty(derived.source.view)) add_copy(derived.pair, destination, derived.source.view);
   if (destinations.rest(derived.pair).kind == Rest::Last) add_last(derived.pair, destination, derived.source.view);
-  for (PlannedTask& planned : std::span(tasks_).subspan(before)) planned.from_values = true;
+  mark_values(derived.source, before);
   add_rest(destinations, derived.pair, derived.source.view);
+}
+
+// Of tasks from number `first` on, which copy from this part.
+void LaunchPlanner::mark_values(const SourcePart& part, size_t first) {
+  if (!part.by_value) return;
+  for (PlannedTask& planned : std::span(tasks_).subspan(first)) planned.from_values = true;
 }
 
 PlannedTask& LaunchPlanner::add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
@@ -285,6 +291,7 @@ void LaunchPlanner::add_plus(const Destinations& destinations, const DerivedSour
   record.page_size = 1;
   record.addend = derived.number;
   const bool copies = derived.number == 0;
+  const size_t before = tasks_.size();
   if (copies) {
     if (!is_empty(source)) add_copy(pair, destination, source);
   } else {
@@ -298,6 +305,7 @@ void LaunchPlanner::add_plus(const Destinations& destinations, const DerivedSour
       if (last.rest > 0) add_gather(pair, last.destination, last.source, {&last.rest, 1}, false, record);
     }
   }
+  mark_values(derived.source, before);
   add_rest(destinations, pair, source);
 }
 

@@ -59,6 +59,7 @@ class LaunchPlanner {
                   bool by_row, GatherRecord record);
   PlannedTask& add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
                           std::span<const std::byte> record, uint64_t bytes);
+  void mark_values(const SourcePart& part, size_t first);
   const void* host_memory(const SourcePart& part) const;
   static uint64_t shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
   static void relocate(PlannedTask& planned, uint64_t base);

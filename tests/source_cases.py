@@ -63,17 +63,18 @@ def add_pair(case: Case, rng: random.Random, what: str, shape: tuple[int, ...], 
         room = list(shape)
     step = rng.choice((1, 1, 2)) if room else 1
     wide = [*(size + rng.choice((0, 2)) for size in room[:-1]), room[-1] * step + rng.choice((0, 1, 4))] if room else []
-    buffer = torch.empty(wide, dtype=dtype, device=case.device)
-    buffer.view(torch.uint8).fill_(0xA5) if room else buffer.fill_(7)
-    view = buffer[tuple(slice(0, size) for size in room[:-1]) + (slice(0, room[-1] * step, step),)] if room else buffer
+    places = (*(slice(0, size) for size in room[:-1]), slice(0, room[-1] * step, step)) if room else (0,)
+    buffer = torch.empty(wide or [1], dtype=dtype, device=case.device)
+    buffer.view(torch.uint8).fill_(0xA5)
+    view = buffer[places]
     expected = element_bytes(buffer.cpu()).copy()
-    inner = expected[tuple(slice(0, size) for size in room[:-1]) + (slice(0, room[-1] * step, step),)] if room else expected
+    inner = expected[places]
     if yields is not None:
         corner = tuple(slice(0, size) for size in yields.shape)
         everything = np.ones(tuple(yields.shape), dtype=bool) if taken is None else taken
         written = np.zeros(inner.shape[:-1], dtype=bool)
         written[corner] = everything
-        values = element_bytes(yields.to(dtype))
+        values = element_bytes(yields.to(dtype).reshape(yields.shape or [1])).reshape(*yields.shape, dtype.itemsize)
         inner[corner][everything] = values[everything]
         rest = None
         if fill == "last":
@@ -86,7 +87,7 @@ def add_pair(case: Case, rng: random.Random, what: str, shape: tuple[int, ...], 
     case.src.append(source)
     case.fill.append(fill)
     case.buffers.append(buffer)
-    case.expected.append(expected.reshape(*wide[:-1], -1) if room else expected.ravel())
+    case.expected.append(expected.reshape(*(wide or [1])[:-1], -1))
     case.what.append(f"pair {len(case.what)}: {what}, {dtype} {list(shape)} in {room} of step {step}, fill {fill}")
 
 
