@@ -374,7 +374,9 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
 }
 
 bool read_sources(TensorSpan sources, Role role, Workspace& work) {
-  work.source_views.assign(sources.size(), {});
+  TensorView no_tensor{};
+  no_tensor.device.type = DeviceType::Other;  // or else it would be host memory
+  work.source_views.assign(sources.size(), no_tensor);
   Known known;
   for (size_t i = 0; i < sources.size(); ++i) {
     if (is_plain_tensor(sources[i]) &&

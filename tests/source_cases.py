@@ -87,7 +87,7 @@ def add_pair(case: Case, rng: random.Random, what: str, shape: tuple[int, ...], 
     case.src.append(source)
     case.fill.append(fill)
     case.buffers.append(buffer)
-    case.expected.append(expected.reshape(*(wide or [1])[:-1], -1))
+    case.expected.append(expected.reshape(*(wide or [1])[:-1], (wide or [1])[-1] * dtype.itemsize))
     case.what.append(f"pair {len(case.what)}: {what}, {dtype} {list(shape)} in {room} of step {step}, fill {fill}")
 
 
