@@ -356,8 +356,9 @@ uint64_t LaunchPlanner::shape_record(PlannedTask& planned, int tile_bytes_log2, 
   task.tile_columns = 1u << columns_log2;
   planned.row_tiles = (rows - 1) / planned.tile_rows + 1;
   const uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
-  const uint64_t shared = std::max<uint64_t>(kGatherWarps / planned.row_tiles, 1);
-  task.column_tiles = static_cast<uint32_t>(std::min(column_tiles, shared));
+  const bool cut = record.lengths.address != 0 || record.lengths.in_values;
+  const uint64_t shared = cut ? std::max<uint64_t>(kGatherWarps / planned.row_tiles, 1) : column_tiles;
+  task.column_tiles = static_cast<uint32_t>(std::min({column_tiles, shared, uint64_t{kNoTile}}));
   return std::min(planned.row_tiles * task.column_tiles, uint64_t{kNoTile} + 1);
 }
 

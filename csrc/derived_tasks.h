@@ -90,24 +90,27 @@ struct GatheredRow {
   int64_t copied;  // bytes or items, as the record's column_size
 };
 
+// Both dtypes of an index, and of lengths.
+FUSED_COPY_HOST_DEVICE inline int64_t load_index(const std::byte* launch, const Integers& integers, int64_t number) {
+  const uint64_t address = resolve(launch, integers.address) + number * integers.stride;
+  return integers.dtype == DType::Int32 ? *reinterpret_cast<const int32_t*>(address)
+                                        : *reinterpret_cast<const int64_t*>(address);
+}
+
 FUSED_COPY_HOST_DEVICE inline GatheredRow find_row(const std::byte* launch, const GatherRecord& gather, int64_t row) {
-  const int64_t table_row = gather.index.address ? load_integer(launch, gather.index, row) : row;
-  int64_t columns = gather.columns;
+  int64_t table_row = row;
+  int64_t length = INT64_MAX;
+  if (gather.index.address) table_row = load_index(launch, gather.index, row);
   if (gather.lengths.address) {
-    const int64_t at = gather.lengths_index.address ? load_integer(launch, gather.lengths_index, row) : row;
+    const int64_t at = gather.lengths_index.address ? load_index(launch, gather.lengths_index, row) : row;
     const bool known = static_cast<uint64_t>(at) < static_cast<uint64_t>(gather.lengths_rows);
-    const int64_t length = known ? load_integer(launch, gather.lengths, at) : 0;
-    if (length < 1) {
-      columns = 0;
-    } else {
-      const int64_t before = length - 1;
-      const int64_t pages =
-          gather.page_shift != kNoShift ? before >> gather.page_shift : before / gather.page_size;
-      if (pages < columns) columns = pages + 1;
-    }
+    length = known ? load_index(launch, gather.lengths, at) : 0;
   }
-  const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(gather.table_rows);
-  return is_row ? GatheredRow{table_row, columns * gather.column_size} : GatheredRow{0, 0};
+  const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(gather.table_rows) && length > 0;
+  if (!is_row) return {0, 0};
+  const int64_t before = length - 1;
+  const int64_t pages = gather.page_shift != kNoShift ? before >> gather.page_shift : before / gather.page_size;
+  return {table_row, (pages < gather.columns ? pages + 1 : gather.columns) * gather.column_size};
 }
 
 struct UnitAddress {

@@ -52,30 +52,43 @@ __device__ inline void with_integers(DType from, DType to, Body body) {
   body(AnyIntegers(), AnyIntegers());
 }
 
-// The units of a row that this lane visits: from `first` on in steps of a tile that several warps share.
-struct RowWalk {
-  int64_t first;
-  int64_t step;
-  int64_t units;  // of a tile's row
+// One lane's share of a row. By value: what a function reads through a pointer to the launch takes far longer than what
+// the kernel reads of its own parameters.
+struct RowShare {
+  uint64_t src;
+  uint64_t dst;
+  int64_t copied;   // bytes or items of the row; what follows is filled or stays
+  int64_t units;    // of the row
+  int64_t first;    // unit of this lane, the others of a tile following at every 32nd,
+  int64_t step;     // and from tile to tile
+  int64_t tile;     // units of a tile, from this lane's first on
+  uint64_t pattern;
+  bool fills;
+  bool fills_16;
 };
 
 // What a row's unit becomes beyond the row's length.
 template <int kBytes>
-__device__ inline Unit<kBytes> fill_unit(const GatherRecord& gather, int64_t unit) {
+__device__ inline Unit<kBytes> fill_unit(const RowShare& row, int64_t unit) {
   const uint32_t at = static_cast<uint32_t>(unit * kBytes) % 16;
-  const uint64_t low = gather.fills_16 && at >= 8 ? 0 : gather.pattern >> (at % 8 * 8);
-  const uint64_t bits[2] = {low, gather.fills_16 ? 0 : gather.pattern};
+  const uint64_t low = row.fills_16 && at >= 8 ? 0 : row.pattern >> (at % 8 * 8);
+  const uint64_t bits[2] = {low, row.fills_16 ? 0 : row.pattern};
   Unit<kBytes> filled;
   memcpy(&filled, bits, kBytes);
   return filled;
 }
 
-// A unit that the row's length cuts: what is beyond it is filled, byte by byte, or stays.
+// A unit at the row's length or beyond it: what is beyond is filled, byte by byte, or stays.
 template <int kBytes>
-__device__ inline void cut_unit(const GatherRecord& gather, uint64_t src, uint64_t dst, int64_t unit, int64_t copied) {
+__device__ inline void end_unit(const RowShare& row, uint64_t src, uint64_t dst, int64_t unit) {
+  const int64_t copied = row.copied - unit * kBytes;
+  if (copied <= 0) {
+    *in_global<Unit<kBytes>>(dst) = fill_unit<kBytes>(row, unit);
+    return;
+  }
   copy_bytes<kBytes, true>(src, dst, copied);
-  if (!gather.fills) return;
-  const Unit<kBytes> filled = fill_unit<kBytes>(gather, unit);
+  if (!row.fills) return;
+  const Unit<kBytes> filled = fill_unit<kBytes>(row, unit);
   uint8_t bytes[kBytes];
   memcpy(bytes, &filled, kBytes);
 #pragma unroll
@@ -85,87 +98,115 @@ __device__ inline void cut_unit(const GatherRecord& gather, uint64_t src, uint64
 }
 
 template <int kBytes>
-__device__ inline void gather_units(const GatherRecord& gather, uint64_t src, uint64_t dst, int64_t copied,
-                                    const RowWalk& walk) {
-  const int64_t whole = copied / kBytes;
-  const int64_t cut = copied % kBytes;
-  const int64_t end = gather.fills ? gather.units : whole + (cut > 0);
+__device__ inline void gather_units(RowShare row) {
+  const int64_t whole = row.copied / kBytes;
+  const int64_t end = row.fills ? row.units : (row.copied + kBytes - 1) / kBytes;
 #pragma unroll 1
-  for (int64_t first = walk.first; first < end; first += walk.step) {
+  for (int64_t first = row.first; first < end; first += row.step) {
+    const uint64_t src = row.src + first * kBytes;
+    const uint64_t dst = row.dst + first * kBytes;
+    const auto left = static_cast<int32_t>(min(whole - first, row.tile));
     Unit<kBytes> units[kGatherUnits];
-    if (gather.side_by_side) {
 #pragma unroll
-      for (int i = 0; i < kGatherUnits; ++i) {
-        const int64_t unit = first + i * kWarpLanes;
-        if (unit < whole) units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + unit * kBytes);
-      }
-#pragma unroll
-      for (int i = 0; i < kGatherUnits; ++i) {
-        const int64_t unit = first + i * kWarpLanes;
-        if (unit < whole) *in_global<Unit<kBytes>>(dst + unit * kBytes) = units[i];
-      }
-    }
-#pragma unroll 1
     for (int i = 0; i < kGatherUnits; ++i) {
-      const int64_t unit = first + i * kWarpLanes;
-      if (unit >= end) break;
-      if (gather.side_by_side && unit < whole) continue;
-      const UnitAddress at = gather.side_by_side ? UnitAddress{src + unit * kBytes, dst + unit * kBytes}
-                                                 : locate_unit(gather, src, dst, unit);
-      if (unit < whole) {
-        *in_global<Unit<kBytes>>(at.dst) = *reinterpret_cast<const Unit<kBytes>*>(at.src);
-      } else if (unit == whole && cut > 0) {
-        cut_unit<kBytes>(gather, at.src, at.dst, unit, cut);
-      } else {
-        *in_global<Unit<kBytes>>(at.dst) = fill_unit<kBytes>(gather, unit);
-      }
+      if (i * kWarpLanes < left) units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + i * kWarpLanes * kBytes);
+    }
+#pragma unroll
+    for (int i = 0; i < kGatherUnits; ++i) {
+      if (i * kWarpLanes < left) *in_global<Unit<kBytes>>(dst + i * kWarpLanes * kBytes) = units[i];
+    }
+    const int64_t tile_end = min(end, first + row.tile);
+    if (whole >= tile_end) continue;
+#pragma unroll 1
+    for (int64_t unit = first; unit < tile_end; unit += kWarpLanes) {
+      if (unit >= whole) end_unit<kBytes>(row, row.src + unit * kBytes, row.dst + unit * kBytes, unit);
     }
   }
 }
 
-// An item beyond the row's length.
-__device__ __noinline__ void fill_item(const GatherRecord& gather, uint64_t dst) {
-  with_unit_bytes(static_cast<uint32_t>(castable_size_log2(static_cast<int>(gather.to))), [&](auto bytes) {
+// Of rows whose units leave gaps: through a pointer, unit by unit.
+__device__ __noinline__ void gather_apart(const GatherRecord& gather, RowShare row, uint32_t width_log2) {
+  with_unit_bytes(width_log2, [&](auto bytes) {
     constexpr int kBytes = decltype(bytes)::value;
-    *in_global<Unit<kBytes>>(dst) = fill_unit<kBytes>(gather, 0);
+    const int64_t end = row.fills ? row.units : (row.copied + kBytes - 1) / kBytes;
+#pragma unroll 1
+    for (int64_t first = row.first; first < end; first += row.step) {
+#pragma unroll 1
+      for (int64_t unit = first; unit < min(end, first + row.tile); unit += kWarpLanes) {
+        const UnitAddress at = locate_unit(gather, row.src, row.dst, unit);
+        if ((unit + 1) * kBytes <= row.copied) {
+          *in_global<Unit<kBytes>>(at.dst) = *reinterpret_cast<const Unit<kBytes>*>(at.src);
+        } else {
+          end_unit<kBytes>(row, at.src, at.dst, unit);
+        }
+      }
+    }
   });
 }
 
-// Batches of loads where items have one stride, and else one item after the other: nvcc takes minutes for a batch of
-// either.
+// How the items of a row become others.
+struct ItemChange {
+  int64_t src_stride;
+  int64_t dst_stride;
+  int64_t page_size;
+  int64_t addend;
+  uint8_t page_shift;
+  bool one_extent;
+  DType from;
+  DType to;
+};
+
+__device__ inline int64_t change_item(const ItemChange& change, int64_t item) {
+  if (change.page_shift != kNoShift) return (item >> change.page_shift) + change.addend;
+  return item / change.page_size - (item % change.page_size < 0) + change.addend;
+}
+
+// An item beyond the row's length.
+__device__ __noinline__ void fill_item(const RowShare& row, uint64_t dst, DType to) {
+  with_unit_bytes(static_cast<uint32_t>(castable_size_log2(static_cast<int>(to))), [&](auto bytes) {
+    constexpr int kBytes = decltype(bytes)::value;
+    *in_global<Unit<kBytes>>(dst) = fill_unit<kBytes>(row, 0);
+  });
+}
+
+// Batches of loads where items have one stride.
 template <class From, class To>
-__device__ inline void gather_items(const GatherRecord& gather, uint64_t src, uint64_t dst, int64_t copied,
-                                    const RowWalk& walk) {
-  const auto store = [&](uint64_t address, int64_t item) {
-    To::store(address, gather.to, From::wrap(derive_item(gather, item), gather.from));
-  };
-  const int64_t src_stride = gather.extents[0].src_stride;
-  const int64_t dst_stride = gather.extents[0].dst_stride;
+__device__ inline void gather_items(RowShare row, ItemChange change) {
 #pragma unroll 1
-  for (int64_t first = walk.first; first < copied && gather.extent_count == 1; first += walk.step) {
+  for (int64_t first = row.first; first < row.copied; first += row.step) {
+    const uint64_t src = row.src + first * change.src_stride;
+    const uint64_t dst = row.dst + first * change.dst_stride;
+    const auto left = static_cast<int32_t>(min(row.copied - first, row.tile));
     int64_t items[kGatherUnits];
 #pragma unroll
     for (int i = 0; i < kGatherUnits; ++i) {
-      const int64_t unit = first + i * kWarpLanes;
-      if (unit < copied) items[i] = From::load(src + unit * src_stride, gather.from);
+      if (i * kWarpLanes < left) items[i] = From::load(src + i * (change.src_stride * kWarpLanes), change.from);
     }
 #pragma unroll
     for (int i = 0; i < kGatherUnits; ++i) {
-      const int64_t unit = first + i * kWarpLanes;
-      if (unit < copied) store(dst + unit * dst_stride, items[i]);
+      if (i * kWarpLanes < left) {
+        To::store(dst + i * (change.dst_stride * kWarpLanes), change.to,
+                  From::wrap(change_item(change, items[i]), change.from));
+      }
     }
   }
-  const int64_t end = gather.fills ? gather.units : gather.extent_count == 1 ? 0 : copied;
+}
+
+// One item after the other, of any dtypes and strides; and what is to be filled.
+__device__ __noinline__ void gather_items_apart(const GatherRecord& gather, RowShare row, ItemChange change,
+                                                int64_t begin) {
+  const int64_t end = row.fills ? row.units : row.copied;
 #pragma unroll 1
-  for (int64_t first = walk.first; first < end; first += walk.step) {
+  for (int64_t first = row.first; first < end; first += row.step) {
 #pragma unroll 1
-    for (int64_t unit = first; unit < min(end, first + walk.units); unit += kWarpLanes) {
-      if (unit < copied && gather.extent_count == 1) continue;
-      const UnitAddress at = locate_unit(gather, src, dst, unit);
-      if (unit < copied) {
-        store(at.dst, From::load(at.src, gather.from));
+    for (int64_t unit = first; unit < min(end, first + row.tile); unit += kWarpLanes) {
+      if (unit < begin) continue;
+      const UnitAddress at = locate_unit(gather, row.src, row.dst, unit);
+      if (unit < row.copied) {
+        AnyIntegers::store(at.dst, change.to,
+                           AnyIntegers::wrap(change_item(change, AnyIntegers::load(at.src, change.from)), change.from));
       } else {
-        fill_item(gather, at.dst);
+        fill_item(row, at.dst, change.to);
       }
     }
   }
@@ -176,25 +217,48 @@ __device__ inline void gather_rows(const std::byte* launch, const StridedTask& t
   const TaskCode code = task.task.code;
   const uint32_t row_tile = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
   const uint32_t share = tile - row_tile * task.task.column_tiles;
-  const int64_t row = static_cast<int64_t>(row_tile) * task.tile_rows + (lane >> code.lanes_log2);
-  if (row >= gather.rows) return;
-  const RowWalk walk{static_cast<int64_t>(share) * task.task.tile_columns + (lane & ((1u << code.lanes_log2) - 1)),
-                     static_cast<int64_t>(task.task.column_tiles) * task.task.tile_columns, task.task.tile_columns};
-  const GatheredRow found = find_row(launch, gather, row);
-  const uint64_t src = resolve(launch, task.task.src) + found.table_row * gather.table_row_stride;
-  const uint64_t dst = task.task.dst + row * gather.dst_row_stride;
-  if (gather.converts) {
-    return with_integers(gather.from, gather.to, [&](auto from, auto to) {
-      gather_items<decltype(from), decltype(to)>(gather, src, dst, found.copied, walk);
-    });
+  const int64_t number = static_cast<int64_t>(row_tile) * task.tile_rows + (lane >> code.lanes_log2);
+  if (number >= gather.rows) return;
+  const GatheredRow found = find_row(launch, gather, number);
+  const RowShare row{
+      .src = resolve(launch, task.task.src) + found.table_row * gather.table_row_stride,
+      .dst = task.task.dst + number * gather.dst_row_stride,
+      .copied = found.copied,
+      .units = gather.units,
+      .first = static_cast<int64_t>(share) * task.task.tile_columns + (lane & ((1u << code.lanes_log2) - 1)),
+      .step = static_cast<int64_t>(task.task.column_tiles) * task.task.tile_columns,
+      .tile = task.task.tile_columns - (lane & ((1u << code.lanes_log2) - 1)),
+      .pattern = gather.pattern,
+      .fills = gather.fills,
+      .fills_16 = gather.fills_16,
+  };
+  if (!gather.converts) {
+    if (!gather.side_by_side) return gather_apart(gather, row, code.width_log2);
+    return with_unit_bytes(code.width_log2, [&](auto bytes) { gather_units<decltype(bytes)::value>(row); });
   }
-  with_unit_bytes(code.width_log2, [&](auto bytes) {
-    gather_units<decltype(bytes)::value>(gather, src, dst, found.copied, walk);
-  });
+  const ItemChange change{.src_stride = gather.extents[0].src_stride,
+                          .dst_stride = gather.extents[0].dst_stride,
+                          .page_size = gather.page_size,
+                          .addend = gather.addend,
+                          .page_shift = gather.page_shift,
+                          .one_extent = gather.extent_count == 1,
+                          .from = gather.from,
+                          .to = gather.to};
+  int64_t begin = 0;
+  if (change.one_extent) {
+    if (change.from == DType::Int32 && change.to == DType::Int32) {
+      gather_items<TypedIntegers<int32_t>, TypedIntegers<int32_t>>(row, change);
+      begin = row.copied;
+    } else if (change.from == DType::Int64 && change.to == DType::Int32) {
+      gather_items<TypedIntegers<int64_t>, TypedIntegers<int32_t>>(row, change);
+      begin = row.copied;
+    }
+  }
+  if (begin == 0 || row.fills) gather_items_apart(gather, row, change, begin);
 }
 
 // By one warp.
-__device__ inline void fill_with_last_row(const std::byte* launch, const StridedTask& task, uint32_t lane) {
+__device__ __noinline__ void fill_with_last_row(const std::byte* launch, const StridedTask& task, uint32_t lane) {
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
   constexpr unsigned kAllLanes = 0xffffffff;
   int64_t last = -1;
@@ -225,22 +289,21 @@ __device__ inline void fill_with_last_row(const std::byte* launch, const Strided
 // By one warp: of so many lengths at a time each lane sums up a few, and the lanes their sums. Sums wrap alike in 32 bits
 // and in 64 where no more than 32 are stored.
 template <class Sum, class From, class To>
-__device__ inline void sum_up(const std::byte* launch, const StridedTask& task, const SumsRecord& sums, uint32_t lane) {
+__device__ inline void sum_up(uint64_t src, uint64_t dst, int64_t src_stride, int64_t dst_stride, int64_t lengths,
+                                    int64_t rest, DType from, DType to, uint32_t lane) {
   constexpr unsigned kAllLanes = 0xffffffff;
-  const uint64_t src = resolve(launch, sums.lengths.address);
-  const auto store = [&](int64_t at, Sum sum) {
-    To::store(task.task.dst + at * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
-  };
-  if (lane == 0) store(0, 0);
+  if (lane == 0) To::store(dst, to, 0);
   Sum before = 0;
 #pragma unroll 1
-  for (int64_t first = 0; first < sums.count; first += kWarpLanes * kLaneLengths) {
+  for (int64_t first = 0; first < lengths; first += kWarpLanes * kLaneLengths) {
     Sum kept[kLaneLengths];
     const int64_t own = first + lane * kLaneLengths;
-    const int64_t count = sums.count - own;
+    const auto count = static_cast<int32_t>(min(lengths - own, int64_t{kLaneLengths}));
+    const uint64_t own_src = src + own * src_stride;
+    const uint64_t own_dst = dst + (own + 1) * dst_stride;
 #pragma unroll
     for (int i = 0; i < kLaneLengths; ++i) {
-      kept[i] = i < count ? static_cast<Sum>(From::load(src + (own + i) * sums.lengths.stride, sums.lengths.dtype)) : 0;
+      kept[i] = i < count ? static_cast<Sum>(From::load(own_src + i * src_stride, from)) : 0;
     }
 #pragma unroll
     for (int i = 1; i < kLaneLengths; ++i) kept[i] += kept[i - 1];
@@ -253,26 +316,25 @@ __device__ inline void sum_up(const std::byte* launch, const StridedTask& task, 
     const Sum lanes_before = before + sum - kept[kLaneLengths - 1];
 #pragma unroll
     for (int i = 0; i < kLaneLengths; ++i) {
-      if (i < count) store(own + i + 1, lanes_before + kept[i]);
+      if (i < count) To::store(own_dst + i * dst_stride, to, static_cast<int64_t>(lanes_before + kept[i]));
     }
     before += __shfl_sync(kAllLanes, sum, kWarpLanes - 1);
   }
 #pragma unroll 1
-  for (int64_t i = lane; i < sums.rest; i += kWarpLanes) store(sums.count + 1 + i, before);
+  for (int64_t i = lane; i < rest; i += kWarpLanes) {
+    To::store(dst + (lengths + 1 + i) * dst_stride, to, static_cast<int64_t>(before));
+  }
 }
 
-// Not inlined: nvcc takes minutes for a kernel in which it may relate this choice to those that follow.
-__device__ __noinline__ void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
-  switch (task.task.code.operation) {
-    case Operation::Gather: return gather_rows(launch, task, tile, lane);
-    case Operation::LastRow: return fill_with_last_row(launch, task, lane);
-    default: break;
-  }
+__device__ inline void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
+  if (task.task.code.operation == Operation::Gather) return gather_rows(launch, task, tile, lane);
+  if (task.task.code.operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
   const auto& sums = reinterpret_cast<const SumsRecord&>(*record_of(launch, task));
   with_integers(sums.lengths.dtype, sums.to, [&](auto from, auto to) {
     using To = decltype(to);
     using Sum = std::conditional_t<std::is_same_v<To, TypedIntegers<int32_t>>, uint32_t, uint64_t>;
-    sum_up<Sum, decltype(from), To>(launch, task, sums, lane);
+    sum_up<Sum, decltype(from), To>(resolve(launch, sums.lengths.address), task.task.dst, sums.lengths.stride,
+                                    sums.dst_stride, sums.count, sums.rest, sums.lengths.dtype, sums.to, lane);
   });
 }
 

@@ -29,8 +29,8 @@ constexpr int64_t kMinRaggedRowBytes = 4096;
 constexpr int kGatherUnits = 4;
 // Lengths that a lane sums up before the lanes do. Not measured yet.
 constexpr int kLaneLengths = 8;
-// So many warps share the rows of a table at most: each goes on along its row, so that what lies beyond a row's length
-// costs no warps. Not measured yet.
+// So many warps share the rows of a table at most where these have lengths: each goes on along its row, so that what lies
+// beyond a row's length costs no warps. Not measured yet.
 constexpr uint64_t kGatherWarps = 8192;
 
 constexpr int kBlockThreads = 128;  // "blocks of 256 and of 512"

@@ -132,20 +132,20 @@ def copy_each(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence
 def _yielded(destination: torch.Tensor, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a source yields, of its corner's shape, and which of it: all where that is None."""
     if isinstance(source, rows):
-        index = _tensor(source.index, source.table.device)
-        at, there = _rows_at(index, source.table.shape[0])
-        picked = source.table.index_select(0, at)
+        device = destination.device
+        at, there = _rows_at(_tensor(source.index, device), source.table.shape[0])
+        picked = source.table.to(device).index_select(0, at)
         if source.page_size != 1:
             picked = picked[:, :: source.page_size].div(source.page_size, rounding_mode="floor")
         taken = there.view(-1, *[1] * (picked.dim() - 1)).expand_as(picked)
         if source.lengths is not None:
             if isinstance(source.lengths, rows):
-                at, known = _rows_at(_tensor(source.lengths.index, picked.device), source.lengths.table.shape[0])
-                lengths = source.lengths.table.index_select(0, at).where(known, 0)
+                at, known = _rows_at(_tensor(source.lengths.index, device), source.lengths.table.shape[0])
+                lengths = _tensor(source.lengths.table, device).index_select(0, at).where(known, 0)
             else:
-                lengths = _tensor(source.lengths, picked.device)
+                lengths = _tensor(source.lengths, device)
             pages = lengths.to(torch.int64).sub(1).div(source.page_size, rounding_mode="floor").add(1)
-            columns = torch.arange(picked.shape[1], device=picked.device) < pages[:, None]
+            columns = torch.arange(picked.shape[1], device=device) < pages[:, None]
             taken = taken & columns.view(*columns.shape, *[1] * (picked.dim() - 2))
         return picked, taken
     if isinstance(source, cu_seqlens):
@@ -157,13 +157,18 @@ def _yielded(destination: torch.Tensor, source: Source) -> tuple[torch.Tensor, t
         return torch.tensor(source, dtype=destination.dtype, device=destination.device).expand_as(destination), None
     if not isinstance(source, torch.Tensor):
         dtype = destination.dtype if isinstance(source, (list, tuple)) else None
-        source = torch.as_tensor(source, dtype=dtype, device=destination.device)
+        source = _tensor(source, destination.device, dtype)
         return (source.expand_as(destination) if source.dim() == 0 else source), None
     return source, None
 
 
-def _tensor(values: Values, device: torch.device) -> torch.Tensor:
-    return values if isinstance(values, torch.Tensor) and values.is_cuda else torch.as_tensor(values).to(device)
+def _tensor(values: Values, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    if isinstance(values, (list, tuple)):
+        return torch.tensor(values, dtype=dtype or torch.int64, device=device)
+    try:
+        return torch.as_tensor(values).to(device)
+    except ValueError:  # torch takes no arrays of negative strides
+        return torch.as_tensor(values.copy()).to(device)
 
 
 def _rows_at(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
