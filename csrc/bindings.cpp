@@ -45,7 +45,13 @@ class Call {
   void read_dispatched() {
     ask_autograd(items_of(destinations_), work_->destination_views);
     read_dispatched_tensors(items_of(destinations_), destination_role(), work_->destination_views);
-    read_dispatched_tensors(items_of(sources_), source_role(), work_->source_views);
+    if (kinds_of(items_of(sources_)) == SourceKinds::Tensors) {
+      return read_dispatched_tensors(items_of(sources_), source_role(), work_->source_views);
+    }
+    read_values(items_of(sources_), work_->destination_views, names_, *work_);
+    if (!read_sources(items_of(sources_), source_role(), *work_)) {
+      throw py::type_error("fused_copy: sources that are made of several tensors need plain ones");
+    }
   }
 
   // Throws InvalidInput.

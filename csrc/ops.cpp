@@ -143,11 +143,111 @@ void replay(StableIValue* stack, bool lazy) {
   }
 }
 
+InvalidInput unknown_source(int64_t pair, const std::string& name) {
+  std::string names = kTensorForm;
+  for (const SourceForm& form : kSourceForms) names += std::string(", ") + form.name;
+  return {pair, "source is \"" + name + "\": expected one of " + names};
+}
+
+// Reads the parts of a call's sources, in their order. Throws InvalidInput.
+void read_sources(const List& names, const List& numbers, const OwnedTensors& parts, const Questions& ask,
+                  Workspace& work) {
+  size_t next = 0;
+  const auto read = [&](int64_t pair, const char* role) {
+    if (next == parts.size()) {
+      throw InvalidInput(pair, "source has no " + std::string(role) + " left of " + std::to_string(parts.size()) +
+                                   " parts: pass those of every source, one after the other");
+    }
+    try {
+      return read_tensor(parts[next++].get(), ask);
+    } catch (const Withheld& withheld) {
+      throw withheld_memory(pair, role, withheld.what());
+    }
+  };
+  if (names.size() != numbers.size()) {
+    throw InvalidInput(-1, "got " + std::to_string(names.size()) + " sources and " + std::to_string(numbers.size()) +
+                               " numbers: pass one number for each source");
+  }
+  TensorView no_tensor{};
+  no_tensor.device.type = DeviceType::Other;  // or else it would be host memory
+  for (size_t i = 0, size = names.size(); i < size; ++i) {
+    const auto pair = static_cast<int64_t>(i);
+    const auto name = names.item<std::string>(i);
+    if (name == kTensorForm) {
+      work.source_views.push_back(read(pair, "source"));
+      continue;
+    }
+    const SourceForm* const form = std::ranges::find(kSourceForms, std::string_view(name), &SourceForm::name);
+    if (form == std::end(kSourceForms)) throw unknown_source(pair, name);
+    DerivedSource& derived = work.derived.emplace_back();
+    derived.pair = pair;
+    derived.derivation = form->derivation;
+    derived.number = numbers.item<int64_t>(i);
+    for (int p = 0; p < form->parts; ++p) {
+      SourcePart& part = derived.*kParts[p];
+      part.given = true;
+      part.tensor = parts[next < parts.size() ? next : 0].get();
+      part.view = read(pair, p == 0 ? source_name(form->derivation) : p == 1 ? "index" : p == 2 ? "lengths" : "index of the lengths");
+    }
+    work.source_views.push_back(no_tensor);
+  }
+  if (next != parts.size()) {
+    throw InvalidInput(-1, "got " + std::to_string(parts.size()) + " parts for sources that have " +
+                               std::to_string(next));
+  }
+}
+
+void replay_from(StableIValue* stack, bool lazy) {
+  const List dst(to<StableListHandle>(stack[0])), names(to<StableListHandle>(stack[1]));
+  const List part_list(to<StableListHandle>(stack[2])), numbers(to<StableListHandle>(stack[3]));
+  const List fill(optional_list(stack[4])), fill_last(optional_list(stack[5]));
+  const OwnedTensors destinations = tensors_of(dst), parts = tensors_of(part_list);
+  BorrowedWorkspace work;
+  work->has_fills = !fill.is_none() || !fill_last.is_none();
+  const size_t fills = !fill.is_none() ? fill.size() : fill_last.is_none() ? 0 : fill_last.size();
+  for (size_t i = 0; i < fills; ++i) {
+    const auto number = fill.is_none() ? std::nullopt : fill.item<std::optional<double>>(i);
+    const bool last = !fill_last.is_none() && i < fill_last.size() && fill_last.item<bool>(i);
+    work->fills.push_back(last ? Fill::last() : number ? Fill(*number) : Fill());
+  }
+  const bool grad_mode = aoti_torch_grad_mode_is_enabled();
+  try {
+    read_tensors(destinations, "destination", {lazy, grad_mode}, work->destination_views);
+    read_sources(names, numbers, parts, {lazy, false}, *work);
+    std::vector<AtenTensorHandle> sources(work->source_views.size());
+    size_t next = 0;
+    auto derived = work->derived.begin();
+    for (size_t i = 0; i < sources.size(); ++i) {
+      if (derived != work->derived.end() && derived->pair == static_cast<int64_t>(i)) {
+        for (const auto part : kParts) next += (*derived.*part).given;
+        ++derived;
+      } else {
+        sources[i] = parts[next++].get();
+      }
+    }
+    const auto launches = plan_call(*work);
+    run_call(launches, work->destinations.device(), *work, [&](size_t i) { return sources[i]; }, [](const void* tensor) {
+      return static_cast<AtenTensorHandle>(const_cast<void*>(tensor));
+    });
+    if (grad_mode) {
+      for (const OwnedTensor& tensor : destinations) increment_version(tensor.get());
+    }
+  } catch (const InvalidInput& error) {
+    throw std::runtime_error(describe(error));
+  }
+}
+
+void replay_from_boxed(StableIValue* stack, uint64_t, uint64_t) { replay_from(stack, /*lazy=*/false); }
+void replay_from_lazy_boxed(StableIValue* stack, uint64_t, uint64_t) { replay_from(stack, /*lazy=*/true); }
+
 void replay_boxed(StableIValue* stack, uint64_t, uint64_t) { replay(stack, /*lazy=*/false); }
 void replay_lazy_boxed(StableIValue* stack, uint64_t, uint64_t) { replay(stack, /*lazy=*/true); }
 
-void implement(torch::stable::detail::StableLibrary& library, void (*boxed)(StableIValue*, uint64_t, uint64_t)) {
-  if (registers_op()) library.impl("replay", boxed);
+// All ops, for one dispatch key: `lazy` tensors may come there.
+void implement(torch::stable::detail::StableLibrary& library, bool lazy) {
+  if (!registers_op()) return;
+  library.impl("replay", lazy ? &replay_lazy_boxed : &replay_boxed);
+  library.impl("replay_from", lazy ? &replay_from_lazy_boxed : &replay_from_boxed);
 }
 
 }  // namespace
@@ -158,22 +258,25 @@ bool registers_op() { return &torch_list_size != nullptr; }
 
 STABLE_TORCH_LIBRARY(fused_copy, library) {
   library.def("replay(Tensor(a!)[] dst, Tensor[] src, float?[]? fill=None) -> ()");
+  library.def(
+      "replay_from(Tensor(a!)[] dst, str[] src, Tensor[] parts, SymInt[] numbers, float?[]? fill=None, "
+      "bool[]? fill_last=None) -> ()");
 }
 
 // All back ends, so that tensors of one that is not supported meet this project's own error. No Autograd kernel.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, CompositeExplicitAutograd, library) {
-  fused_copy::implement(library, &fused_copy::replay_boxed);
+  fused_copy::implement(library, /*lazy=*/false);
 }
 
 // Nested tensors would otherwise end in the dispatcher's own error, a page long.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) {
-  fused_copy::implement(library, &fused_copy::replay_boxed);
+  fused_copy::implement(library, /*lazy=*/false);
 }
 
 // Without these, torch would copy conjugate and negative views first and hide that from the caller.
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) {
-  fused_copy::implement(library, &fused_copy::replay_lazy_boxed);
+  fused_copy::implement(library, /*lazy=*/true);
 }
 STABLE_TORCH_LIBRARY_IMPL(fused_copy, Negative, library) {
-  fused_copy::implement(library, &fused_copy::replay_lazy_boxed);
+  fused_copy::implement(library, /*lazy=*/true);
 }

@@ -36,6 +36,24 @@ struct DerivedSource {
   int64_t number = 0;        // the page size, or what is added
 };
 
+// The names that the op has for sources, and the parts of each, which it takes as one list after the other.
+struct SourceForm {
+  const char* name;
+  Derivation derivation;
+  int parts;
+};
+constexpr SourceForm kSourceForms[] = {
+    {"none", Derivation::Nothing, 0},
+    {"rows", Derivation::Rows, 2},                // table, index
+    {"rows_lengths", Derivation::Rows, 3},        // the same and lengths
+    {"rows_lengths_rows", Derivation::Rows, 4},   // the same, and the lengths' index
+    {"cu_seqlens", Derivation::Sums, 1},
+    {"plus", Derivation::Plus, 1},
+};
+constexpr const char* kTensorForm = "tensor";
+constexpr SourcePart DerivedSource::*kParts[] = {&DerivedSource::source, &DerivedSource::index, &DerivedSource::lengths,
+                                                 &DerivedSource::lengths_index};
+
 // What errors call the part `source`.
 constexpr const char* source_name(Derivation derivation) {
   switch (derivation) {

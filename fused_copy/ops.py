@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C, missing
-from fused_copy.sources import TYPES, Source
+from fused_copy.sources import TYPES, Source, cu_seqlens, plus, rows
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
 Sources = Iterable[Source] | Mapping[str, Source]
@@ -72,7 +73,76 @@ def replay_dispatched(
     dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None
 ) -> None:
     """For calls that the binary's fast path does not take: tensor subclasses, modes, transforms, traced code."""
-    torch.ops.fused_copy.replay(dst, src, fill)
+    last = None if fill is None else [number == "last" for number in fill]
+    numbers = None if fill is None else [None if number == "last" else number for number in fill]
+    if all(isinstance(source, torch.Tensor) for source in src) and not (last and any(last)):
+        torch.ops.fused_copy.replay(dst, src, numbers)
+    else:
+        torch.ops.fused_copy.replay_from(dst, *flatten(dst, src), numbers, last)
+
+
+def flatten(dst: Sequence[torch.Tensor], src: Sequence[Source]) -> tuple[list[str], list[torch.Tensor], list[int]]:
+    """Sources as ``torch.ops.fused_copy.replay_from`` takes them: what each one is, their tensors, a number for each."""
+    names: list[str] = []
+    parts: list[torch.Tensor] = []
+    numbers: list[int] = []
+    for pair, source in enumerate(src):
+        number = 0
+        if source is None:
+            names.append("none")
+        elif isinstance(source, rows):
+            names.append("rows" if source.lengths is None else "rows_lengths")
+            parts += [source.table, _host(source.index)]
+            number = source.page_size
+            if isinstance(source.lengths, rows):
+                names[-1] = "rows_lengths_rows"
+                parts += [source.lengths.table, _host(source.lengths.index)]
+            elif source.lengths is not None:
+                parts.append(_host(source.lengths))
+        elif isinstance(source, cu_seqlens):
+            names.append("cu_seqlens")
+            parts.append(_host(source.lengths))
+        elif isinstance(source, plus):
+            names.append("plus")
+            parts.append(_host(source.source))
+            number = source.n
+        else:
+            names.append("tensor")
+            parts.append(source if pair >= len(dst) else _host(source, dst[pair]))
+        numbers.append(number)
+    return names, parts, numbers
+
+
+def unflatten(names: Sequence[str], parts: Sequence[torch.Tensor], numbers: Sequence[int]) -> list[Source]:
+    """What :func:`flatten` was given, of tensors."""
+    left = iter(parts)
+    made: list[Source] = []
+    for name, number in zip(names, numbers, strict=True):
+        if name == "none":
+            made.append(None)
+        elif name == "cu_seqlens":
+            made.append(cu_seqlens(next(left)))
+        elif name == "plus":
+            made.append(plus(next(left), number))
+        elif name == "tensor":
+            made.append(next(left))
+        else:
+            table, index = next(left), next(left)
+            lengths: Any = None if name == "rows" else next(left)
+            made.append(rows(table, index, rows(lengths, next(left)) if name == "rows_lengths_rows" else lengths, number))
+    return made
+
+
+def _host(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
+    """Host values as a CPU tensor, of the destination's dtype where they are Python's numbers."""
+    if isinstance(values, torch.Tensor):
+        return values
+    dtype = torch.int64 if destination is None else destination.dtype
+    if isinstance(values, (list, tuple)):
+        return torch.tensor(values, dtype=dtype)
+    if destination is not None and isinstance(values, (int, float)):
+        return torch.full(destination.shape, values, dtype=dtype)
+    return torch.as_tensor(values)
 
 
 def in_order(
@@ -187,22 +257,23 @@ def _refuse_to_be_traced(*_: object) -> None:
     )
 
 
-def _replay_in_transform(
-    dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None
-) -> None:
+def _in_transform(op: Any, dst: list[torch.Tensor], src: Any, *others: Any) -> None:
     functorch = torch._C._functorch
-    for role, tensors in (("destination", dst), ("source", src)):
-        for pair, tensor in enumerate(tensors):
+    named = (("destination", dst), ("source", src)) if op is torch.ops.fused_copy.replay else (
+        ("destination", dst), ("part", others[0]))
+    for role, tensors in named:
+        for number, tensor in enumerate(tensors):
             if (level := functorch.maybe_get_level(tensor)) > 0:
                 transform = functorch.get_interpreter_stack()[level - 1].key().name
+                which = f"part {number}" if role == "part" else f"pair {number}: {role}"
                 raise RuntimeError(
-                    f"fused_copy: pair {pair}: {role} belongs to the {transform} transform of torch.func, which cannot "
-                    "see through the copy: copy outside of the transform"
+                    f"fused_copy: {which} belongs to the {transform} transform of torch.func, which cannot see through "
+                    "the copy: copy outside of the transform"
                 )
     # What is left are plain tensors, which are copied as outside of all transforms.
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode)
     with torch._C._ExcludeDispatchKeyGuard(keys.add(torch._C.DispatchKey.FuncTorchDynamicLayerBackMode)):
-        torch.ops.fused_copy.replay(dst, src, fill)
+        op(dst, src, *others)
 
 
 def _functionalize(
@@ -216,9 +287,11 @@ def _functionalize(
 def _register_functionalize() -> None:
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-    torch.library.register_torch_dispatch("fused_copy::replay", FunctionalTensorMode, _functionalize)
+    for name in OPS:
+        torch.library.register_torch_dispatch(f"fused_copy::{name}", FunctionalTensorMode, _functionalize)
 
 
+OPS = ("replay", "replay_from")
 _library = torch.library.Library("fused_copy", "IMPL")  # what it registers lives as long as it
 
 
@@ -230,15 +303,46 @@ def _register(what_is_missed: str, register: Callable[[], object]) -> None:
         missing.append(f"{what_is_missed} ({error})")
 
 
-_register("no refusal of torch.jit.trace", lambda: _library.impl("replay", _refuse_to_be_traced, "Tracer"))
+_register(
+    "no refusal of torch.jit.trace",
+    lambda: [_library.impl(name, _refuse_to_be_traced, "Tracer") for name in OPS],
+)
 _register(
     "no refusal of torch.func's transforms",
-    lambda: _library.impl("replay", _replay_in_transform, "FuncTorchDynamicLayerFrontMode"),
+    lambda: [
+        _library.impl(
+            name,
+            functools.partial(_in_transform, getattr(torch.ops.fused_copy, name)),
+            "FuncTorchDynamicLayerFrontMode",
+        )
+        for name in OPS
+    ],
 )
 _register("no refusal of what torch.compile saved for backward and overwrites", _register_functionalize)
+def _fills(numbers: list[float | None] | None, last: list[bool] | None, count: int) -> list[Fill] | None:
+    """What the two lists of the op say about each destination."""
+    if numbers is None and last is None:
+        return None
+    numbers = [None] * count if numbers is None else numbers
+    last = [False] * len(numbers) if last is None else last
+    return ["last" if is_last else number for number, is_last in zip(numbers, last, strict=True)]
+
+
+def _replay_from_dispatched(
+    dst: list[torch.Tensor],
+    src: list[str],
+    parts: list[torch.Tensor],
+    numbers: list[int],
+    fill: list[float | None] | None = None,
+    fill_last: list[bool] | None = None,
+) -> None:
+    _C.replay_dispatched(dst, unflatten(src, parts, numbers), _fills(fill, fill_last, len(dst)))
+
+
 if not _C.registers_op:  # torch 2.9, whose stable ABI has no lists of tensors
     for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor", "Conjugate", "Negative"):
         _library.impl("replay", lambda dst, src, fill=None: _C.replay_dispatched(dst, src, fill), _key)
+        _library.impl("replay_from", _replay_from_dispatched, _key)
 
 
 def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ...]:
@@ -253,6 +357,24 @@ def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ..
         tensor.shape if whole and strided else [0] * tensor.dim(),
         tensor.stride() if whole and strided else [1] * tensor.dim(),
     )
+
+
+def _check_corner(pair: int, to: torch.Tensor, shape: Sequence[int]) -> None:
+    torch._check(
+        len(shape) == to.dim(),
+        lambda: (
+            f"fused_copy: pair {pair}: source has shape {tuple(shape)} but the destination has shape "
+            f"{tuple(to.shape)}: expected the same number of dimensions (no broadcasting)"
+        ),
+    )
+    for size, limit in zip(shape, to.shape, strict=True):
+        torch._check(
+            size <= limit,
+            lambda: (
+                f"fused_copy: pair {pair}: source has shape {tuple(shape)}, larger than the destination's "
+                f"{tuple(to.shape)}"
+            ),
+        )
 
 
 # To note where the fake stands, torch has inspect look for the module of this file among all that are loaded, which
@@ -290,11 +412,35 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
         fill and [f if isinstance(f, (int, float)) else None for f in fill],
     )
     for pair, (to, source) in enumerate(zip(dst, src, strict=True)):
-        for size, limit in zip(source.shape, to.shape, strict=True):
-            torch._check(
-                size <= limit,
-                lambda pair=pair, to=to, source=source: (
-                    f"fused_copy: pair {pair}: source has shape {tuple(source.shape)}, larger than the destination's "
-                    f"{tuple(to.shape)}"
-                ),
-            )
+        _check_corner(pair, to, source.shape)
+
+
+@torch.library.register_fake("fused_copy::replay_from")
+def _replay_from_fake(
+    dst: list[torch.Tensor],
+    src: list[str],
+    parts: list[torch.Tensor],
+    numbers: list[int],
+    fill: list[float | None] | None = None,
+    fill_last: list[bool] | None = None,
+) -> None:
+    # What the planner checks of tensors that are copied as they lie; of others their shapes.
+    tensors, corners = [], {}
+    sources = unflatten(src, parts, numbers)
+    for pair, (to, source) in enumerate(zip(dst, sources, strict=True)):
+        if isinstance(source, torch.Tensor):
+            tensors.append(source)
+            continue
+        tensors.append(to.new_empty([0] * to.dim()))
+        if isinstance(source, rows):
+            columns = source.table.shape[1:]
+            if source.page_size != 1:
+                columns = ((columns[0] + source.page_size - 1) // source.page_size,)
+            corners[pair] = (source.index.shape[0], *columns)
+        elif isinstance(source, cu_seqlens):
+            corners[pair] = (source.lengths.shape[0] + 1,)
+        elif isinstance(source, plus):
+            corners[pair] = source.source.shape
+    _replay_fake(dst, tensors, fill)
+    for pair, shape in corners.items():
+        _check_corner(pair, dst[pair], shape)
