@@ -21,30 +21,32 @@ constexpr int kMaxRowExtents = kMaxExtents - 1;
 // become other numbers. The StridedTask has the addresses and the tiles: its column tiles are the warps that share a
 // row, each of which takes every so many'th block of `tile_columns` units.
 struct GatherRecord {
+  // Read by every warp, all at once.
   Integers index;
   Integers lengths;
-  Integers lengths_index;
   int64_t table_rows;
   int64_t lengths_rows;  // with lengths_index: how many lengths there are
-  int64_t rows;          // of the task
-  int64_t units;         // of a row
-  int64_t columns;       // of a row
-  int64_t column_size;   // bytes, or items where items become other numbers
-  int64_t page_size;     // column j is item j * page_size of the table's row, divided by it
-  int64_t addend;
-  uint64_t pattern;
-  int64_t rest;  // of LastRow: elements behind the rows, which become the last one too
   int64_t table_row_stride;
   int64_t dst_row_stride;
-  Extent extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
+  int64_t rows;         // of the task
+  int64_t units;        // of a row
+  int64_t columns;      // of a row
+  int64_t column_size;  // bytes, or items where items become other numbers
+  uint64_t pattern;
   uint8_t extent_count;
   bool side_by_side;  // one extent, without gaps on either side
   bool converts;      // item by item
   bool fills;
-  bool fills_16;  // the pattern's upper half is zero, see Operation::Fill16
+  bool fills_16;       // the pattern's upper half is zero, see Operation::Fill16
   uint8_t page_shift;  // log2 of page_size; kNoShift: it is no power of two
   DType from;
   DType to;
+  // Read where they matter.
+  Integers lengths_index;
+  int64_t page_size;  // column j is item j * page_size of the table's row, divided by it
+  int64_t addend;
+  int64_t rest;  // of LastRow: elements behind the rows, which become the last one too
+  Extent extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
 };
 constexpr uint8_t kNoShift = 0xff;
 

@@ -213,7 +213,14 @@ __device__ __noinline__ void gather_items_apart(const GatherRecord& gather, RowS
 }
 
 __device__ inline void gather_rows(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
-  const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
+  const auto* record = reinterpret_cast<const GatherRecord*>(record_of(launch, task));
+  GatherRecord gather = *record;
+  // Keeps the compiler from moving reads to where they are used first: a warp waits for each that comes later.
+  asm volatile(""
+               : "+l"(gather.index.address), "+l"(gather.index.stride), "+l"(gather.lengths.address),
+                 "+l"(gather.lengths.stride), "+l"(gather.table_rows), "+l"(gather.table_row_stride),
+                 "+l"(gather.dst_row_stride), "+l"(gather.rows), "+l"(gather.units), "+l"(gather.columns),
+                 "+l"(gather.column_size), "+l"(gather.pattern));
   const TaskCode code = task.task.code;
   const uint32_t row_tile = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
   const uint32_t share = tile - row_tile * task.task.column_tiles;
@@ -233,7 +240,7 @@ __device__ inline void gather_rows(const std::byte* launch, const StridedTask& t
       .fills_16 = gather.fills_16,
   };
   if (!gather.converts) {
-    if (!gather.side_by_side) return gather_apart(gather, row, code.width_log2);
+    if (!gather.side_by_side) return gather_apart(*record, row, code.width_log2);
     return with_unit_bytes(code.width_log2, [&](auto bytes) { gather_units<decltype(bytes)::value>(row); });
   }
   const ItemChange change{.src_stride = gather.extents[0].src_stride,
@@ -254,7 +261,7 @@ __device__ inline void gather_rows(const std::byte* launch, const StridedTask& t
       begin = row.copied;
     }
   }
-  if (begin == 0 || row.fills) gather_items_apart(gather, row, change, begin);
+  if (begin == 0 || row.fills) gather_items_apart(*record, row, change, begin);
 }
 
 // By one warp.
