@@ -134,6 +134,20 @@ void gather_row(const std::byte* launch, const StridedTask& task, int64_t row) {
   }
 }
 
+void gather_tile(const std::byte* launch, const RowsTask& rows, uint32_t number) {
+  const RowsTile tile = locate_rows_tile(launch, rows, number);
+  if (rows.task.code.operation == Operation::Rows) {
+    const size_t bytes = (static_cast<size_t>(tile.columns) << rows.task.code.width_log2) + tile.cut_bytes;
+    if (bytes > 0) std::memcpy(at(tile.dst), at(tile.src), bytes);
+    return;
+  }
+  const DType from = rows.from_64 ? DType::Int64 : DType::Int32, to = rows.to_64 ? DType::Int64 : DType::Int32;
+  for (uint32_t i = 0; i < tile.columns; ++i) {
+    const int64_t item = load_integer(tile.src + uint64_t{i} * rows.item_stride, from) >> rows.page_shift;
+    store_integer<c10::Half, c10::BFloat16>(tile.dst + uint64_t{i} * info(to).size, to, item);
+  }
+}
+
 void fill_with_last_row(const std::byte* launch, const StridedTask& task) {
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
   int64_t last = gather.rows;
@@ -164,6 +178,8 @@ void sum_up(const std::byte* launch, const StridedTask& task) {
 void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile) {
   switch (task.task.code.operation) {
     case Operation::Gather: return gather_row(launch, task, tile);
+    case Operation::Rows:
+    case Operation::RowItems: return gather_tile(launch, reinterpret_cast<const RowsTask&>(task), tile);
     case Operation::LastRow: return fill_with_last_row(launch, task);
     case Operation::Sums: return sum_up(launch, task);
     default: break;
@@ -184,6 +200,8 @@ void run_tile(const Task& task, const Tile& tile) {
     case Operation::Fill16: return fill_tile(tile, unit, task.src, true);
     case Operation::Cast:
     case Operation::Gather:
+    case Operation::Rows:
+    case Operation::RowItems:
     case Operation::LastRow:
     case Operation::Sums: break;
   }

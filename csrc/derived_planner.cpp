@@ -32,6 +32,9 @@ void check_integers(int64_t pair, const char* name, const TensorView& view, bool
   if (view.rank != 1) {
     refuse(pair, name, "has shape " + shape_of(view) + ": expected one dimension, got " + std::to_string(view.rank));
   }
+  if (view.address % std::max(info(view.dtype).size, 1) != 0) {
+    refuse(pair, name, "does not lie at a multiple of its element size: pass an aligned tensor");
+  }
   if (index ? is_index_dtype(view.dtype) : is_number_dtype(view.dtype)) return;
   refuse(pair, name,
          std::string("is ") + info(view.dtype).name + ": expected " + (index ? "int32 or int64" : "integers"));
@@ -120,7 +123,7 @@ PlannedTask& LaunchPlanner::add_record(int64_t pair, Operation operation, uint64
   planned.pair = pair;
   planned.rank = 1;
   planned.kind = LaunchKind::Sources;
-  planned.from_values = false;
+  planned.from_values = planned.is_rows_task = false;
   planned.record_words = static_cast<uint16_t>(record.size() / kWordBytes);
   std::memcpy(planned.record, record.data(), record.size());
   bytes_ += bytes;
@@ -192,11 +195,61 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
                                                                        record.extents[0].dst_stride == dst_unit));
   record.table_row_stride = src_row;
   record.dst_row_stride = dst_row;
+  if (by_row && add_plain_rows(pair, table.address, destination.address, record, unit_log2)) {
+    bytes_ += static_cast<uint64_t>(elements) * dst_item;
+    return;
+  }
   PlannedTask& planned = add_record(pair, Operation::Gather, table.address, destination.address,
                                     std::as_bytes(std::span(&record, 1)), static_cast<uint64_t>(elements) * dst_item);
   planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
   planned.unit_log2 = std::countr_zero(static_cast<unsigned>(dst_unit));
   planned.columns = static_cast<uint64_t>(record.units);
+}
+
+// Adds the rows as a RowsTask, or returns false where they are not plain enough.
+bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destination, const GatherRecord& record,
+                                   int unit_log2) {
+  const auto is_plain = [](const Integers& integers) {
+    return integers.stride == info(integers.dtype).size && is_index_dtype(integers.dtype);
+  };
+  const bool cut = record.lengths.address != 0 || record.lengths.in_values;
+  const bool by_index_twice = record.lengths_index.address != 0 || record.lengths_index.in_values;
+  const auto fits = [](int64_t number) { return number == static_cast<uint32_t>(number); };
+  const Extent& run = record.extents[0];
+  const bool run_is_plain = record.converts
+                                ? record.extent_count == 1 && run.dst_stride == info(record.to).size &&
+                                      fits(run.src_stride) && record.page_shift != kNoShift && record.addend == 0
+                                : record.side_by_side;
+  const auto warps = static_cast<uint64_t>(record.units) / kWarpLanes * static_cast<uint64_t>(record.rows);
+  if (!run_is_plain || record.fills || by_index_twice || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
+      record.units < static_cast<int64_t>(kMinPlainColumns) || (cut && warps > kMaxCutRowWarps) ||
+      record.columns > int64_t{1} << 30 || !fits(record.table_row_stride) || !fits(record.dst_row_stride) ||
+      !fits(record.column_size)) {
+    return false;
+  }
+  const RowsTask rows{.item_stride = static_cast<uint32_t>(run.src_stride),
+                      .column_bytes = static_cast<uint32_t>(record.column_size),
+                      .page_shift = record.page_shift,
+                      .index_64 = record.index.dtype == DType::Int64,
+                      .lengths_64 = record.lengths.dtype == DType::Int64,
+                      .index_in_values = record.index.in_values,
+                      .table_row_stride = record.table_row_stride,
+                      .dst_row_stride = record.dst_row_stride,
+                      .index = record.index.address,
+                      .lengths = record.lengths.address,
+                      .table_rows = record.table_rows,
+                      .from_64 = record.from == DType::Int64,
+                      .to_64 = record.to == DType::Int64,
+                      .lengths_in_values = record.lengths.in_values};
+  PlannedTask& planned = add_record(pair, record.converts ? Operation::RowItems : Operation::Rows, table, destination,
+                                    std::as_bytes(std::span(&rows, 1)), 0);
+  planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
+  planned.record_words = 0;
+  planned.is_rows_task = true;
+  planned.unit_log2 = record.converts ? std::countr_zero<unsigned>(info(record.to).size) : unit_log2;
+  planned.columns = static_cast<uint64_t>(record.units);
+  planned.row_tiles = static_cast<uint64_t>(record.rows);
+  return true;
 }
 
 void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSource& derived) {
@@ -339,6 +392,18 @@ void LaunchPlanner::add_sums(const Destinations& destinations, const DerivedSour
 // Decides what warps do of a task that has a record, and returns the number of its tiles.
 uint64_t LaunchPlanner::shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device) {
   Task& task = planned.task;
+  if (planned.is_rows_task) {
+    int columns_log2 = tile_bytes_log2 - planned.unit_log2;
+    if (device == DeviceType::Cuda) {
+      columns_log2 = std::clamp(columns_log2, kWarpLanesLog2,
+                                std::countr_zero<unsigned>(kWarpLanes * max_lane_units(1 << planned.unit_log2)));
+    }
+    const uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
+    task.tile_columns = 1u << columns_log2;
+    task.last_columns = static_cast<uint32_t>(planned.columns - ((column_tiles - 1) << columns_log2));
+    task.column_tiles = static_cast<uint32_t>(column_tiles);
+    return std::min(column_tiles * planned.row_tiles, uint64_t{kNoTile} + 1);
+  }
   task.tile_columns = task.last_columns = task.column_tiles = planned.tile_rows = 1;
   planned.row_tiles = 1;
   if (task.code.operation != Operation::Gather) return 1;
@@ -376,6 +441,13 @@ void LaunchPlanner::relocate(PlannedTask& planned, uint64_t base) {
       return;
     }
     case Operation::Sums: return move(reinterpret_cast<SumsRecord&>(planned.record).lengths);
+    case Operation::Rows:
+    case Operation::RowItems: {
+      auto& rows = reinterpret_cast<RowsTask&>(planned.record);
+      if (rows.index_in_values) rows.index += base;
+      if (rows.lengths_in_values) rows.lengths += base;
+      return;
+    }
     default: return;
   }
 }
@@ -389,6 +461,15 @@ std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& p
     text = "sums of " + std::to_string(record.count) + " by one warp";
     return {text + (by_value ? values_text() : ""), static_cast<uint64_t>(record.count + 1 + record.rest) *
                                                         info(record.to).size};
+  }
+  if (planned.is_rows_task) {
+    const auto& rows = reinterpret_cast<const RowsTask&>(planned.record);
+    const bool items = planned.task.code.operation == Operation::RowItems;
+    text = "rows by " + (items ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
+    if (rows.page_shift > 0 && items) text += ", pages of " + std::to_string(1 << rows.page_shift);
+    if (rows.lengths != 0 || rows.lengths_in_values) text += ", cut at lengths";
+    if (rows.index_in_values || rows.lengths_in_values) text += values_text();
+    return {text, planned.row_tiles * planned.columns << planned.unit_log2};
   }
   const auto& record = reinterpret_cast<const GatherRecord&>(planned.record);
   if (planned.task.code.operation == Operation::LastRow) {

@@ -14,6 +14,30 @@ struct Integers {
   bool in_values;  // the address counts from where the launch's host values begin, until the launch is written
 };
 
+// A StridedTask of plain rows: each is one run of units, of which a warp takes a tile as of any plain task, or of items
+// that lie `item_stride` apart in the table and side by side in the destination. What is no row, or beyond a row's length,
+// stays.
+struct alignas(16) RowsTask {
+  Task task;
+  uint32_t column_tiles_multiplier;
+  uint32_t item_stride;   // bytes
+  uint32_t column_bytes;  // in the table, of what lengths count
+  uint8_t page_shift;     // of items
+  bool index_64;
+  bool lengths_64;
+  bool index_in_values;
+  int64_t table_row_stride;  // below 2^32
+  int64_t dst_row_stride;
+  uint64_t index;
+  uint64_t lengths;  // 0: rows are whole
+  int64_t table_rows;
+  bool from_64;
+  bool to_64;
+  bool lengths_in_values;
+};
+static_assert(sizeof(RowsTask) == sizeof(StridedTask) &&
+              offsetof(RowsTask, column_tiles_multiplier) == offsetof(StridedTask, column_tiles_multiplier));
+
 constexpr int kMaxRowExtents = kMaxExtents - 1;
 
 // Row i of the task is row index[i] of the table, or row i where there is no index. Of it the first lengths[i] columns
@@ -113,6 +137,56 @@ FUSED_COPY_HOST_DEVICE inline GatheredRow find_row(const std::byte* launch, cons
   const int64_t before = length - 1;
   const int64_t pages = gather.page_shift != kNoShift ? before >> gather.page_shift : before / gather.page_size;
   return {table_row, (pages < gather.columns ? pages + 1 : gather.columns) * gather.column_size};
+}
+
+// What a tile of a RowsTask has to copy: columns that are beyond the row's length are none of it.
+struct RowsTile {
+  uint64_t src;
+  uint64_t dst;
+  uint32_t columns;
+  uint32_t cut_bytes;  // of the unit that the row's length cuts, behind the columns
+};
+
+FUSED_COPY_HOST_DEVICE inline int64_t load_row_number(const std::byte* launch, uint64_t address, uint32_t row,
+                                                      bool is_64) {
+  const uint64_t begin = resolve(launch, address);
+  return is_64 ? reinterpret_cast<const int64_t*>(begin)[row] : reinterpret_cast<const int32_t*>(begin)[row];
+}
+
+FUSED_COPY_HOST_DEVICE inline RowsTile locate_rows_tile(const std::byte* launch, const RowsTask& rows, uint32_t tile) {
+  const Task& task = rows.task;
+  const uint32_t row = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
+  const uint32_t column_tile = tile - row * task.column_tiles;
+  const int64_t table_row = load_row_number(launch, rows.index, row, rows.index_64);
+  const bool items = task.code.operation == Operation::RowItems;
+  RowsTile found{.columns = column_tile + 1 == task.column_tiles ? task.last_columns : task.tile_columns};
+  const uint64_t first = static_cast<uint64_t>(column_tile) * task.tile_columns;
+  if (rows.lengths != 0) {
+    const int64_t length = load_row_number(launch, rows.lengths, row, rows.lengths_64);
+    uint64_t limit = 0;
+    uint32_t cut = 0;
+    if (length > 0) {
+      if (items) {
+        limit = (static_cast<uint64_t>(length - 1) >> rows.page_shift) + 1;
+      } else {
+        // No row has as many bytes as 2^62.
+        const uint64_t bytes =
+            static_cast<uint64_t>(length < INT64_C(1) << 30 ? length : INT64_C(1) << 30) * rows.column_bytes;
+        limit = bytes >> task.code.width_log2;
+        cut = static_cast<uint32_t>(bytes) & ((1u << task.code.width_log2) - 1);
+      }
+    }
+    const uint64_t left = limit > first ? limit - first : 0;
+    found.cut_bytes = limit >= first && left < found.columns ? cut : 0;
+    if (left < found.columns) found.columns = static_cast<uint32_t>(left);
+  }
+  if (static_cast<uint64_t>(table_row) >= static_cast<uint64_t>(rows.table_rows)) return {0, 0, 0, 0};
+  const uint32_t item = rows.to_64 ? 8 : 4;
+  found.src = resolve(launch, task.src) + static_cast<uint64_t>(table_row) * static_cast<uint64_t>(rows.table_row_stride);
+  found.dst = task.dst + static_cast<uint64_t>(row) * static_cast<uint64_t>(rows.dst_row_stride);
+  found.src += items ? first * rows.item_stride : first << task.code.width_log2;
+  found.dst += items ? first * item : first << task.code.width_log2;
+  return found;
 }
 
 struct UnitAddress {

@@ -333,9 +333,61 @@ __device__ inline void sum_up(uint64_t src, uint64_t dst, int64_t src_stride, in
   }
 }
 
+template <class From, class To>
+__device__ inline void copy_row_items(const RowsTask& rows, const RowsTile& tile, uint32_t lane) {
+  constexpr int kItems = max_lane_units(sizeof(To));
+  const uint64_t src = tile.src + uint64_t{lane} * rows.item_stride;
+  const uint64_t dst = tile.dst + lane * sizeof(To);
+  const auto count = static_cast<int32_t>(tile.columns - lane);
+  From items[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (i * kWarpLanes < count) {
+      items[i] = *reinterpret_cast<const From*>(src + static_cast<uint64_t>(i * kWarpLanes) * rows.item_stride);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    if (i * kWarpLanes < count) *in_global<To>(dst + i * kWarpLanes * sizeof(To)) = static_cast<To>(items[i] >> rows.page_shift);
+  }
+}
+
+__device__ inline void copy_rows_tile(const std::byte* launch, const RowsTask& task, uint32_t tile, uint32_t lane) {
+  RowsTask rows = task;
+  // Keeps the compiler from moving reads to where they are used first: a warp waits for each that comes later.
+  asm volatile(""
+               : "+l"(rows.task.src), "+l"(rows.task.dst), "+r"(rows.task.tile_columns), "+r"(rows.task.last_columns),
+                 "+r"(rows.task.column_tiles), "+r"(rows.column_tiles_multiplier), "+r"(rows.item_stride),
+                 "+r"(rows.column_bytes), "+l"(rows.table_row_stride), "+l"(rows.dst_row_stride), "+l"(rows.index),
+                 "+l"(rows.lengths), "+l"(rows.table_rows));
+  const RowsTile found = locate_rows_tile(launch, rows, tile);
+  if (rows.task.code.operation == Operation::RowItems) {
+    if (rows.from_64) {
+      return rows.to_64 ? copy_row_items<int64_t, int64_t>(rows, found, lane)
+                        : copy_row_items<int64_t, int32_t>(rows, found, lane);
+    }
+    return rows.to_64 ? copy_row_items<int32_t, int64_t>(rows, found, lane)
+                      : copy_row_items<int32_t, int32_t>(rows, found, lane);
+  }
+  with_unit_bytes(rows.task.code.width_log2, [&](auto bytes) {
+    constexpr int kBytes = decltype(bytes)::value;
+    constexpr int64_t step = kWarpLanes * kBytes;
+    const uint32_t at = lane * kBytes;
+    copy_units<kBytes, true>(found.src + at, found.dst + at, step, step, (found.columns + kWarpLanes - 1 - lane) / kWarpLanes);
+    if (found.cut_bytes > 0 && lane == found.columns % kWarpLanes) {
+      const uint32_t cut = found.columns * kBytes;
+      copy_bytes<kBytes, true>(found.src + cut, found.dst + cut, found.cut_bytes);
+    }
+  });
+}
+
 __device__ inline void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
-  if (task.task.code.operation == Operation::Gather) return gather_rows(launch, task, tile, lane);
-  if (task.task.code.operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
+  const Operation operation = task.task.code.operation;
+  if (operation == Operation::Rows || operation == Operation::RowItems) {
+    return copy_rows_tile(launch, reinterpret_cast<const RowsTask&>(task), tile, lane);
+  }
+  if (operation == Operation::Gather) return gather_rows(launch, task, tile, lane);
+  if (operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
   const auto& sums = reinterpret_cast<const SumsRecord&>(*record_of(launch, task));
   with_integers(sums.lengths.dtype, sums.to, [&](auto from, auto to) {
     using To = decltype(to);

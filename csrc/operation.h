@@ -14,6 +14,8 @@ enum class Operation : uint8_t {
   Fill16,      // the same from a 16-byte pattern whose upper half is zero (complex128)
   Cast,        // units of 2^width_log2 elements; see cast_operation
   Gather = Cast + kCasts,  // rows of a table, by index or one by one; see GatherRecord
+  Rows,                    // the same of plain rows; see RowsTask
+  RowItems,                // the same of plain rows of int32 or int64, converted item by item; see RowsTask
   LastRow,                 // what is left of a Gather of single elements, from the last of them; see GatherRecord
   Sums,                    // see SumsRecord
 };
@@ -36,6 +38,8 @@ constexpr bool is_fill(Operation operation) {
     case Operation::Copy:
     case Operation::CopyRagged:
     case Operation::Gather:
+    case Operation::Rows:
+    case Operation::RowItems:
     case Operation::LastRow:
     case Operation::Sums: return false;
     case Operation::Fill:

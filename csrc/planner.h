@@ -57,6 +57,7 @@ class LaunchPlanner {
   void add_plus(const Destinations& destinations, const DerivedSource& derived);
   void add_gather(int64_t pair, const TensorView& destination, const TensorView& table, std::span<const int64_t> sizes,
                   bool by_row, GatherRecord record);
+  bool add_plain_rows(int64_t pair, uint64_t table, uint64_t destination, const GatherRecord& record, int unit_log2);
   PlannedTask& add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
                           std::span<const std::byte> record, uint64_t bytes);
   void mark_values(const SourcePart& part, size_t first);

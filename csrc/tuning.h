@@ -32,6 +32,8 @@ constexpr int kLaneLengths = 8;
 // So many warps share the rows of a table at most where these have lengths: each goes on along its row, so that what lies
 // beyond a row's length costs no warps. Not measured yet.
 constexpr uint64_t kGatherWarps = 8192;
+// Rows with lengths that would take more warps than this, each for a tile, go so instead. Not measured yet.
+constexpr uint64_t kMaxCutRowWarps = 65536;
 
 constexpr int kBlockThreads = 128;  // "blocks of 256 and of 512"
 constexpr int kBlockWarps = kBlockThreads / kWarpLanes;
