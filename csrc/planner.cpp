@@ -245,8 +245,8 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device, Staging
   const int tile_bytes_log2 =
       device == DeviceType::Cpu ? kCpuTileBytesLog2 : std::clamp(spread_log2, kMinTileBytesLog2, kMaxTileBytesLog2);
   for (PlannedTask& planned : tasks_) {
-    const uint64_t tiles = planned.record_words > 0 ? shape_record(planned, tile_bytes_log2, device)
-                                                    : shape_tiles(planned, tile_bytes_log2, device);
+    const uint64_t tiles = is_derived(planned.task.code.operation) ? shape_record(planned, tile_bytes_log2, device)
+                                                                   : shape_tiles(planned, tile_bytes_log2, device);
     if (tiles >= kTooManyTiles) {
       throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it", /*torch_can=*/true);
     }
