@@ -166,12 +166,11 @@ void fill_with_last_row(const std::byte* launch, const StridedTask& task) {
   }
 }
 
-void sum_up(const std::byte* launch, const StridedTask& task) {
-  const auto& sums = reinterpret_cast<const SumsRecord&>(*record_of(launch, task));
+void sum_up(const SumsTask& sums) {
   uint64_t sum = 0;
   for (int64_t i = 0; i <= sums.count + sums.rest; ++i) {
-    store_integer<c10::Half, c10::BFloat16>(task.task.dst + i * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
-    if (i < sums.count) sum += static_cast<uint64_t>(load_integer(launch, sums.lengths, i));
+    store_integer<c10::Half, c10::BFloat16>(sums.task.dst + i * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
+    if (i < sums.count) sum += static_cast<uint64_t>(load_integer(sums.task.src + i * sums.lengths_stride, sums.from));
   }
 }
 
@@ -181,7 +180,7 @@ void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile
     case Operation::Rows:
     case Operation::RowItems: return gather_tile(launch, reinterpret_cast<const RowsTask&>(task), tile);
     case Operation::LastRow: return fill_with_last_row(launch, task);
-    case Operation::Sums: return sum_up(launch, task);
+    case Operation::Sums: return sum_up(reinterpret_cast<const SumsTask&>(task));
     default: break;
   }
   __builtin_unreachable();

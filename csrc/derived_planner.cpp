@@ -123,10 +123,19 @@ PlannedTask& LaunchPlanner::add_record(int64_t pair, Operation operation, uint64
   planned.pair = pair;
   planned.rank = 1;
   planned.kind = LaunchKind::Sources;
-  planned.from_values = planned.is_rows_task = false;
+  planned.from_values = planned.is_whole_task = false;
   planned.record_words = static_cast<uint16_t>(record.size() / kWordBytes);
   std::memcpy(planned.record, record.data(), record.size());
   bytes_ += bytes;
+  return planned;
+}
+
+// The same of a record that takes the place of a StridedTask.
+PlannedTask& LaunchPlanner::add_whole_task(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
+                                           std::span<const std::byte> record) {
+  PlannedTask& planned = add_record(pair, operation, src, dst, record, 0);
+  planned.record_words = 0;
+  planned.is_whole_task = true;
   return planned;
 }
 
@@ -241,11 +250,9 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
                       .from_64 = record.from == DType::Int64,
                       .to_64 = record.to == DType::Int64,
                       .lengths_in_values = record.lengths.in_values};
-  PlannedTask& planned = add_record(pair, record.converts ? Operation::RowItems : Operation::Rows, table, destination,
-                                    std::as_bytes(std::span(&rows, 1)), 0);
+  PlannedTask& planned = add_whole_task(pair, record.converts ? Operation::RowItems : Operation::Rows, table,
+                                        destination, std::as_bytes(std::span(&rows, 1)));
   planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
-  planned.record_words = 0;
-  planned.is_rows_task = true;
   planned.unit_log2 = record.converts ? std::countr_zero<unsigned>(info(record.to).size) : unit_log2;
   planned.columns = static_cast<uint64_t>(record.units);
   planned.row_tiles = static_cast<uint64_t>(record.rows);
@@ -378,21 +385,24 @@ void LaunchPlanner::add_sums(const Destinations& destinations, const DerivedSour
   if (lengths.address % info(lengths.dtype).size != 0 || destination.address % dst_item != 0) {
     refuse(pair, "lengths", "or their destination do not lie at a multiple of the element size: pass aligned tensors");
   }
-  SumsRecord record{};
-  record.lengths = integers_of(derived.source);
-  record.count = lengths.sizes[0];
-  record.rest = destinations.rest(pair).kind == Rest::Last ? destination.sizes[0] - count : 0;
-  record.dst_stride = destination.strides[0] * dst_item;
-  record.to = destination.dtype;
-  add_record(pair, Operation::Sums, 0, destination.address, std::as_bytes(std::span(&record, 1)),
-             static_cast<uint64_t>(count + record.rest) * dst_item);
+  const SumsTask sums{.lengths_stride = lengths.strides[0] * info(lengths.dtype).size,
+                      .dst_stride = destination.strides[0] * dst_item,
+                      .count = lengths.sizes[0],
+                      .rest = destinations.rest(pair).kind == Rest::Last ? destination.sizes[0] - count : 0,
+                      .from = lengths.dtype,
+                      .to = destination.dtype};
+  PlannedTask& planned = add_whole_task(pair, Operation::Sums, lengths.address, destination.address,
+                                        std::as_bytes(std::span(&sums, 1)));
+  planned.from_values = derived.source.by_value;
+  planned.row_tiles = 1;
+  bytes_ += static_cast<uint64_t>(count + sums.rest) * dst_item;
   add_rest(destinations, pair, corner);
 }
 
 // Decides what warps do of a task that has a record, and returns the number of its tiles.
 uint64_t LaunchPlanner::shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device) {
   Task& task = planned.task;
-  if (planned.is_rows_task) {
+  if (planned.is_whole_task && task.code.operation != Operation::Sums) {
     int columns_log2 = tile_bytes_log2 - planned.unit_log2;
     if (device == DeviceType::Cuda) {
       columns_log2 = std::clamp(columns_log2, kWarpLanesLog2,
@@ -440,7 +450,6 @@ void LaunchPlanner::relocate(PlannedTask& planned, uint64_t base) {
       for (Integers* integers : {&record.index, &record.lengths, &record.lengths_index}) move(*integers);
       return;
     }
-    case Operation::Sums: return move(reinterpret_cast<SumsRecord&>(planned.record).lengths);
     case Operation::Rows:
     case Operation::RowItems: {
       auto& rows = reinterpret_cast<RowsTask&>(planned.record);
@@ -454,15 +463,13 @@ void LaunchPlanner::relocate(PlannedTask& planned, uint64_t base) {
 
 std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& planned) const {
   std::string text;
-  bool by_value = false;
   if (planned.task.code.operation == Operation::Sums) {
-    const auto& record = reinterpret_cast<const SumsRecord&>(planned.record);
-    by_value = record.lengths.in_values;
-    text = "sums of " + std::to_string(record.count) + " by one warp";
-    return {text + (by_value ? values_text() : ""), static_cast<uint64_t>(record.count + 1 + record.rest) *
-                                                        info(record.to).size};
+    const auto& sums = reinterpret_cast<const SumsTask&>(planned.record);
+    text = "sums of " + std::to_string(sums.count) + " by one warp";
+    return {text + (planned.from_values ? values_text() : ""),
+            static_cast<uint64_t>(sums.count + 1 + sums.rest) * info(sums.to).size};
   }
-  if (planned.is_rows_task) {
+  if (planned.is_whole_task) {
     const auto& rows = reinterpret_cast<const RowsTask&>(planned.record);
     const bool items = planned.task.code.operation == Operation::RowItems;
     text = "rows by " + (items ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");

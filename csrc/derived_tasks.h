@@ -74,16 +74,19 @@ struct GatherRecord {
 };
 constexpr uint8_t kNoShift = 0xff;
 
-// [0, l0, l0 + l1, ...], by one warp. The StridedTask has the destination's address.
-struct SumsRecord {
-  Integers lengths;
+// A StridedTask of [0, l0, l0 + l1, ...], by one warp. Its source are the lengths.
+struct alignas(16) SumsTask {
+  Task task;
+  int64_t lengths_stride;  // bytes, as the next
+  int64_t dst_stride;
   int64_t count;  // of the lengths
   int64_t rest;   // elements behind the sums, which become the last one
-  int64_t dst_stride;
+  DType from;
   DType to;
 };
+static_assert(sizeof(SumsTask) <= sizeof(StridedTask));
 
-static_assert(sizeof(GatherRecord) % kWordBytes == 0 && sizeof(SumsRecord) % kWordBytes == 0);
+static_assert(sizeof(GatherRecord) % kWordBytes == 0);
 
 FUSED_COPY_HOST_DEVICE inline const std::byte* record_of(const std::byte* launch, const StridedTask& task) {
   return read_at<std::byte>(launch, task.outer);

@@ -293,43 +293,42 @@ __device__ __noinline__ void fill_with_last_row(const std::byte* launch, const S
   }
 }
 
-// By one warp: of so many lengths at a time each lane sums up a few, and the lanes their sums. Sums wrap alike in 32 bits
-// and in 64 where no more than 32 are stored.
+// By one warp: so many lengths at a time, each lane every 32nd. Sums wrap alike in 32 bits and in 64 where no more than
+// 32 are stored.
 template <class Sum, class From, class To>
-__device__ inline void sum_up(uint64_t src, uint64_t dst, int64_t src_stride, int64_t dst_stride, int64_t lengths,
-                                    int64_t rest, DType from, DType to, uint32_t lane) {
+__device__ inline void sum_up(const SumsTask& sums, uint64_t lengths, uint32_t lane) {
   constexpr unsigned kAllLanes = 0xffffffff;
-  if (lane == 0) To::store(dst, to, 0);
+  const uint64_t dst = sums.task.dst;
   Sum before = 0;
 #pragma unroll 1
-  for (int64_t first = 0; first < lengths; first += kWarpLanes * kLaneLengths) {
+  for (int64_t first = 0; first < sums.count; first += kWarpLanes * kLaneLengths) {
+    const auto left = static_cast<int32_t>(min(sums.count - first, int64_t{kWarpLanes} * kLaneLengths));
+    const uint64_t own_src = lengths + (first + lane) * sums.lengths_stride;
+    const uint64_t own_dst = dst + (first + lane + 1) * sums.dst_stride;
     Sum kept[kLaneLengths];
-    const int64_t own = first + lane * kLaneLengths;
-    const auto count = static_cast<int32_t>(min(lengths - own, int64_t{kLaneLengths}));
-    const uint64_t own_src = src + own * src_stride;
-    const uint64_t own_dst = dst + (own + 1) * dst_stride;
 #pragma unroll
     for (int i = 0; i < kLaneLengths; ++i) {
-      kept[i] = i < count ? static_cast<Sum>(From::load(own_src + i * src_stride, from)) : 0;
+      const int32_t at = i * kWarpLanes + static_cast<int32_t>(lane);
+      kept[i] = at < left ? static_cast<Sum>(From::load(own_src + i * kWarpLanes * sums.lengths_stride, sums.from)) : 0;
     }
-#pragma unroll
-    for (int i = 1; i < kLaneLengths; ++i) kept[i] += kept[i - 1];
-    Sum sum = kept[kLaneLengths - 1];
-#pragma unroll
-    for (int step = 1; step < kWarpLanes; step *= 2) {
-      const Sum other = __shfl_up_sync(kAllLanes, sum, step);
-      if (lane >= static_cast<uint32_t>(step)) sum += other;
-    }
-    const Sum lanes_before = before + sum - kept[kLaneLengths - 1];
 #pragma unroll
     for (int i = 0; i < kLaneLengths; ++i) {
-      if (i < count) To::store(own_dst + i * dst_stride, to, static_cast<int64_t>(lanes_before + kept[i]));
+      if (i * kWarpLanes >= left) break;
+#pragma unroll
+      for (int step = 1; step < kWarpLanes; step *= 2) {
+        const Sum other = __shfl_up_sync(kAllLanes, kept[i], step);
+        if (lane >= static_cast<uint32_t>(step)) kept[i] += other;
+      }
+      const int32_t at = i * kWarpLanes + static_cast<int32_t>(lane);
+      const Sum sum = before + kept[i];
+      if (at < left) To::store(own_dst + i * kWarpLanes * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
+      before += __shfl_sync(kAllLanes, kept[i], kWarpLanes - 1);
     }
-    before += __shfl_sync(kAllLanes, sum, kWarpLanes - 1);
   }
+  if (lane == 0) To::store(dst, sums.to, 0);
 #pragma unroll 1
-  for (int64_t i = lane; i < rest; i += kWarpLanes) {
-    To::store(dst + (lengths + 1 + i) * dst_stride, to, static_cast<int64_t>(before));
+  for (int64_t i = lane; i < sums.rest; i += kWarpLanes) {
+    To::store(dst + (sums.count + 1 + i) * sums.dst_stride, sums.to, static_cast<int64_t>(before));
   }
 }
 
@@ -388,12 +387,12 @@ __device__ inline void run_derived(const std::byte* launch, const StridedTask& t
   }
   if (operation == Operation::Gather) return gather_rows(launch, task, tile, lane);
   if (operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
-  const auto& sums = reinterpret_cast<const SumsRecord&>(*record_of(launch, task));
-  with_integers(sums.lengths.dtype, sums.to, [&](auto from, auto to) {
+  SumsTask sums = reinterpret_cast<const SumsTask&>(task);
+  asm volatile("" : "+l"(sums.lengths_stride), "+l"(sums.dst_stride), "+l"(sums.count), "+l"(sums.rest));
+  with_integers(sums.from, sums.to, [&](auto from, auto to) {
     using To = decltype(to);
     using Sum = std::conditional_t<std::is_same_v<To, TypedIntegers<int32_t>>, uint32_t, uint64_t>;
-    sum_up<Sum, decltype(from), To>(resolve(launch, sums.lengths.address), task.task.dst, sums.lengths.stride,
-                                    sums.dst_stride, sums.count, sums.rest, sums.lengths.dtype, sums.to, lane);
+    sum_up<Sum, decltype(from), To>(sums, resolve(launch, sums.task.src), lane);
   });
 }
 

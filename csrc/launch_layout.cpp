@@ -34,14 +34,14 @@ constexpr int kValueWords = 2;  // host values lie at multiples of so many words
 constexpr int values_word(int words) { return (words + kValueWords - 1) / kValueWords * kValueWords; }
 
 StridedTask strided_task(const PlannedTask& planned, int outer_at) {
-  if (planned.is_rows_task) {
-    StridedTask strided;
-    std::memcpy(&strided, planned.record, sizeof strided);
+  if (planned.is_whole_task) {
+    StridedTask whole;
+    std::memcpy(&whole, planned.record, sizeof whole);
     const Divisor column_tiles = divisor_of(planned.task.column_tiles);
-    strided.task = planned.task;
-    strided.column_tiles_multiplier = column_tiles.multiplier;
-    strided.task.code.column_tiles_shift = static_cast<uint8_t>(column_tiles.shift);
-    return strided;
+    whole.task = planned.task;
+    if (planned.task.code.operation != Operation::Sums) whole.column_tiles_multiplier = column_tiles.multiplier;
+    whole.task.code.column_tiles_shift = static_cast<uint8_t>(column_tiles.shift);
+    return whole;
   }
   StridedTask strided{.task = planned.task, .tile_rows = planned.tile_rows, .last_rows = 1, .row_tiles = 1};
   const Divisor column_tiles = divisor_of(planned.task.column_tiles);

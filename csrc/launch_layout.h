@@ -167,8 +167,8 @@ struct PlannedTask {
   uint32_t tile_rows;
   uint64_t row_tiles;
   bool from_values;       // the source's address counts from where the host values begin
-  bool is_rows_task;      // the record is a RowsTask
-  uint16_t record_words;  // of a derived source's record; 0: it has extents, or is a RowsTask
+  bool is_whole_task;     // the record takes the StridedTask's own place
+  uint16_t record_words;  // of a derived source's record behind the tasks; 0: there is none
   union {
     Extent extents[kMaxExtents];
     alignas(kWordBytes) std::byte record[kMaxRecordBytes];

@@ -127,7 +127,7 @@ void LaunchPlanner::add_fill(int64_t pair, const TensorView& destination, const 
   planned.rank = dense ? 0 : static_cast<int>(extents.size());
   planned.record_words = 0;
   planned.from_values = false;
-  planned.is_rows_task = false;
+  planned.is_whole_task = false;
   planned.kind = !is_cast(operation)         ? LaunchKind::Plain
                  : is_direct_cast(operation) ? LaunchKind::PlainCasting
                                              : LaunchKind::Casting;

@@ -61,6 +61,8 @@ class LaunchPlanner {
   PlannedTask& add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
                           std::span<const std::byte> record, uint64_t bytes);
   void mark_values(const SourcePart& part, size_t first);
+  PlannedTask& add_whole_task(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
+                              std::span<const std::byte> record);
   const void* host_memory(const SourcePart& part) const;
   static uint64_t shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
   static void relocate(PlannedTask& planned, uint64_t base);

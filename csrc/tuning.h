@@ -27,7 +27,7 @@ constexpr int64_t kMinRaggedRowBytes = 4096;
 
 // Units of a row of a table that a lane has in flight. Not measured yet.
 constexpr int kGatherUnits = 4;
-// Lengths that a lane sums up before the lanes do. Not measured yet.
+// Lengths that a lane loads at a time, of those that one warp sums up. Not measured yet.
 constexpr int kLaneLengths = 8;
 // So many warps share the rows of a table at most where these have lengths: each goes on along its row, so that what lies
 // beyond a row's length costs no warps. Not measured yet.
