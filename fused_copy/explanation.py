@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fused_copy._library import _C
-from fused_copy.ops import Fills, Tensors, in_order
+from fused_copy.ops import Fills, Sources, Tensors, flatten, in_order, unflatten
+from fused_copy.sources import extent_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Explanation:
         return "\n".join([launches + parameters, *lines])
 
 
-def explain(dst: Tensors, src: Tensors, fill: Fills | None = None) -> Explanation:
+def explain(dst: Tensors, src: Sources, fill: Fills | None = None) -> Explanation:
     """What :func:`fused_copy.replay` would do with these arguments, which it also checks. Nothing is written.
 
     Raises:
@@ -78,8 +79,10 @@ def explain(dst: Tensors, src: Tensors, fill: Fills | None = None) -> Explanatio
         device=dst[0].device if len(dst) else None,
         parameter_bytes=tuple(parameter_bytes),
         pairs=tuple(
-            PairPlan(i, names[i] if names else None, tuple(s.shape), tuple(d.shape), s.dtype, d.dtype, path, size)
-            for i, (d, s, (path, size)) in enumerate(zip(dst, src, paths, strict=True))
+            PairPlan(i, names[i] if names else None, shape, tuple(d.shape), dtype, d.dtype, path, size)
+            for i, (d, (shape, dtype), (path, size)) in enumerate(
+                zip(dst, map(extent_of, unflatten(*flatten(dst, src)), dst), paths, strict=True)
+            )
         ),
     )
 

@@ -12,7 +12,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C, missing
-from fused_copy.sources import TYPES, Source, cu_seqlens, plus, rows
+from fused_copy.sources import TYPES, Source, as_tensor, cu_seqlens, extent_of, plus, rows
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
 Sources = Iterable[Source] | Mapping[str, Source]
@@ -92,23 +92,28 @@ def flatten(dst: Sequence[torch.Tensor], src: Sequence[Source]) -> tuple[list[st
             names.append("none")
         elif isinstance(source, rows):
             names.append("rows" if source.lengths is None else "rows_lengths")
-            parts += [source.table, _host(source.index)]
+            parts += [source.table, as_tensor(source.index)]
             number = source.page_size
             if isinstance(source.lengths, rows):
+                if source.lengths.lengths is not None or source.lengths.page_size != 1:
+                    raise TypeError(
+                        f"fused_copy: lengths of pair {pair} are rows with lengths or pages of their own: expected "
+                        "rows(table, index) alone"
+                    )
                 names[-1] = "rows_lengths_rows"
-                parts += [source.lengths.table, _host(source.lengths.index)]
+                parts += [as_tensor(source.lengths.table), as_tensor(source.lengths.index)]
             elif source.lengths is not None:
-                parts.append(_host(source.lengths))
+                parts.append(as_tensor(source.lengths))
         elif isinstance(source, cu_seqlens):
             names.append("cu_seqlens")
-            parts.append(_host(source.lengths))
+            parts.append(as_tensor(source.lengths))
         elif isinstance(source, plus):
             names.append("plus")
-            parts.append(_host(source.source))
+            parts.append(as_tensor(source.source))
             number = source.n
         else:
             names.append("tensor")
-            parts.append(source if pair >= len(dst) else _host(source, dst[pair]))
+            parts.append(as_tensor(source, dst[pair] if pair < len(dst) else None))
         numbers.append(number)
     return names, parts, numbers
 
@@ -131,18 +136,6 @@ def unflatten(names: Sequence[str], parts: Sequence[torch.Tensor], numbers: Sequ
             lengths: Any = None if name == "rows" else next(left)
             made.append(rows(table, index, rows(lengths, next(left)) if name == "rows_lengths_rows" else lengths, number))
     return made
-
-
-def _host(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
-    """Host values as a CPU tensor, of the destination's dtype where they are Python's numbers."""
-    if isinstance(values, torch.Tensor):
-        return values
-    dtype = torch.int64 if destination is None else destination.dtype
-    if isinstance(values, (list, tuple)):
-        return torch.tensor(values, dtype=dtype)
-    if destination is not None and isinstance(values, (int, float)):
-        return torch.full(destination.shape, values, dtype=dtype)
-    return torch.as_tensor(values)
 
 
 def in_order(
@@ -415,6 +408,9 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
         _check_corner(pair, to, source.shape)
 
 
+_PARTS = {"none": 0, "tensor": 1, "cu_seqlens": 1, "plus": 1, "rows": 2, "rows_lengths": 3, "rows_lengths_rows": 4}
+
+
 @torch.library.register_fake("fused_copy::replay_from")
 def _replay_from_fake(
     dst: list[torch.Tensor],
@@ -425,6 +421,12 @@ def _replay_from_fake(
     fill_last: list[bool] | None = None,
 ) -> None:
     # What the planner checks of tensors that are copied as they lie; of others their shapes.
+    needed = [_PARTS.get(name, -len(parts) - 1) for name in src]
+    if not (len(dst) == len(src) == len(numbers)) or min(needed, default=0) < 0 or sum(needed) != len(parts):
+        raise RuntimeError(
+            f"fused_copy: got {len(dst)} destinations, {len(numbers)} numbers and {len(parts)} parts for sources {src}: "
+            f"pass a number and a source for each destination, and as many parts as these have: {_PARTS}"
+        )
     tensors, corners = [], {}
     sources = unflatten(src, parts, numbers)
     for pair, (to, source) in enumerate(zip(dst, sources, strict=True)):
@@ -432,15 +434,7 @@ def _replay_from_fake(
             tensors.append(source)
             continue
         tensors.append(to.new_empty([0] * to.dim()))
-        if isinstance(source, rows):
-            columns = source.table.shape[1:]
-            if source.page_size != 1:
-                columns = ((columns[0] + source.page_size - 1) // source.page_size,)
-            corners[pair] = (source.index.shape[0], *columns)
-        elif isinstance(source, cu_seqlens):
-            corners[pair] = (source.lengths.shape[0] + 1,)
-        elif isinstance(source, plus):
-            corners[pair] = source.source.shape
+        corners[pair], _ = extent_of(source, to)
     _replay_fake(dst, tensors, fill)
     for pair, shape in corners.items():
         _check_corner(pair, dst[pair], shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import torch
 
@@ -70,6 +70,40 @@ class plus(NamedTuple):
 
 Source = Union[torch.Tensor, rows, cu_seqlens, plus, Values, float, int, None]
 """What may stand for a source: see :func:`fused_copy.replay`."""
+
+
+
+def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
+    """Host values as a CPU tensor: for a destination of its dtype where they are Python's, and of its shape if one."""
+    if isinstance(values, torch.Tensor):
+        return values
+    if isinstance(values, (list, tuple, int, float)):
+        # Those that are no source by themselves are integers: floats show as such, to be refused.
+        dtype = destination.dtype if destination is not None else None if values else torch.int64
+        tensor = torch.tensor(values, dtype=dtype, device="cpu")
+        if tensor.dim() > 1:
+            raise TypeError("fused_copy: a list has lists in it: pass a tensor or an array")
+    else:
+        import numpy as np  # which torch does not need
+
+        tensor = torch.as_tensor(np.array(values), device="cpu")  # a copy: torch dislikes negative strides and read-only
+    return tensor.expand_as(destination) if destination is not None and tensor.dim() == 0 else tensor
+
+
+def extent_of(source: Any, destination: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape of the corner that a source made of tensors has, and its dtype."""
+    if source is None:
+        return (0,) * destination.dim(), destination.dtype
+    if isinstance(source, rows):
+        columns = source.table.shape[1:]
+        if source.page_size != 1:
+            columns = ((columns[0] + source.page_size - 1) // source.page_size,)
+        return (source.index.shape[0], *columns), source.table.dtype  # type: ignore[union-attr]
+    if isinstance(source, cu_seqlens):
+        return (source.lengths.shape[0] + 1,), source.lengths.dtype  # type: ignore[union-attr]
+    tensor = source.source if isinstance(source, plus) else source
+    return tuple(tensor.shape), tensor.dtype
+
 
 TYPES = (rows, cu_seqlens, plus)
 _C.use_source_types(rows, cu_seqlens, plus)
