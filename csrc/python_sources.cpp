@@ -73,7 +73,10 @@ uint64_t integer_of(const Destination& to, PyObject* item, size_t position) {
   if (!PyLong_Check(item)) {
     if (!PyFloat_Check(item) && PyIndex_Check(item) && !is_tensor(item)) {
       const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(item));
-      if (!integer) throw py::error_already_set();
+      if (!integer) {
+        clear_error(PyExc_TypeError);
+        refuse_item(to, item, position);
+      }
       return integer_of(to, integer.ptr(), position);
     }
     if (is_tensor(item) || to.part != kValues) refuse_item(to, item, position);
@@ -83,10 +86,10 @@ uint64_t integer_of(const Destination& to, PyObject* item, size_t position) {
       refuse_item(to, item, position);
     }
     if (format.bits == 1) return number != 0;
-    // As torch converts: towards zero.
+    // As torch converts: towards zero, what lies within the range.
     const double whole = std::trunc(number);
     const double most = std::ldexp(1.0, format.bits - is_signed);
-    if (!(whole < most && whole >= (is_signed ? -most : 0.0))) {
+    if (!(number <= most - 1 && number < most && (is_signed ? number >= -most : number > -1))) {
       refuse_value(to, item, position, std::string("what ") + info(to.dtype).name + " holds, " + range_of(format));
     }
     return is_signed ? static_cast<uint64_t>(static_cast<int64_t>(whole)) : static_cast<uint64_t>(whole);
