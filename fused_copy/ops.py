@@ -352,6 +352,19 @@ def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ..
     )
 
 
+def _check_device(pair: int, role: str, source: torch.Tensor, to: torch.Tensor, first: torch.Tensor) -> None:
+    torch._check(
+        # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
+        to.device == first.device
+        and (source.device == to.device or (source.device.type == "cpu" and to.device.type == "cuda")),
+        lambda: (
+            f"fused_copy: {f'pair {pair}: source' if role == 'source' else f'{role} of pair {pair}'} is on "
+            f"{source.device} and the destination on {to.device}, destination 0 on {first.device}: pass tensors of one "
+            "device, or pinned sources for a GPU"
+        ),
+    )
+
+
 def _check_corner(pair: int, to: torch.Tensor, shape: Sequence[int]) -> None:
     torch._check(
         len(shape) == to.dim(),
@@ -379,15 +392,7 @@ getattr(inspect, "modulesbyfile", {})[__file__] = __name__
 def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None) -> None:
     # The planner's checks of what a fake tensor knows. Where sizes are symbolic, those of shapes are stated here.
     for pair, (to, source) in enumerate(zip(dst, src, strict=False)):
-        torch._check(
-            # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
-            to.device == dst[0].device
-            and (source.device == to.device or (source.device.type == "cpu" and to.device.type == "cuda")),
-            lambda pair=pair, to=to, source=source: (
-                f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, "
-                f"destination 0 on {dst[0].device}: pass tensors of one device, or pinned sources for a GPU"
-            ),
-        )
+        _check_device(pair, "source", source, to, dst[0])
         torch._check(
             source.dim() == to.dim(),
             lambda pair=pair, to=to, source=source: (
@@ -408,7 +413,16 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
         _check_corner(pair, to, source.shape)
 
 
-_PARTS = {"none": 0, "tensor": 1, "cu_seqlens": 1, "plus": 1, "rows": 2, "rows_lengths": 3, "rows_lengths_rows": 4}
+_ROWS = ("table", "index")
+_PARTS = {
+    "none": (),
+    "tensor": ("source",),
+    "cu_seqlens": ("lengths",),
+    "plus": ("source",),
+    "rows": _ROWS,
+    "rows_lengths": (*_ROWS, "lengths"),
+    "rows_lengths_rows": (*_ROWS, "table of the lengths", "index of the lengths"),
+}
 
 
 @torch.library.register_fake("fused_copy::replay_from")
@@ -420,13 +434,15 @@ def _replay_from_fake(
     fill: list[float | None] | None = None,
     fill_last: list[bool] | None = None,
 ) -> None:
-    # What the planner checks of tensors that are copied as they lie; of others their shapes.
-    needed = [_PARTS.get(name, -len(parts) - 1) for name in src]
-    if not (len(dst) == len(src) == len(numbers)) or min(needed, default=0) < 0 or sum(needed) != len(parts):
+    # What the planner checks of tensors that are copied as they lie; of others their devices and shapes.
+    roles = [(pair, role) for pair, name in enumerate(src) for role in _PARTS.get(name, ())]
+    if not (len(dst) == len(src) == len(numbers)) or len(roles) != len(parts) or not _PARTS.keys() >= set(src):
         raise RuntimeError(
-            f"fused_copy: got {len(dst)} destinations, {len(numbers)} numbers and {len(parts)} parts for sources {src}: "
-            f"pass a number and a source for each destination, and as many parts as these have: {_PARTS}"
+            f"fused_copy: got {len(dst)} destinations, {len(numbers)} numbers and {len(parts)} parts for sources {src}"
+            f": pass a number and a source for each destination, and the parts that these have: {_PARTS}"
         )
+    for (pair, role), part in zip(roles, parts, strict=True):
+        _check_device(pair, role, part, dst[pair], dst[0])
     tensors, corners = [], {}
     sources = unflatten(src, parts, numbers)
     for pair, (to, source) in enumerate(zip(dst, sources, strict=True)):

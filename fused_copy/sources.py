@@ -72,7 +72,6 @@ Source = Union[torch.Tensor, rows, cu_seqlens, plus, Values, float, int, None]
 """What may stand for a source: see :func:`fused_copy.replay`."""
 
 
-
 def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
     """Host values as a CPU tensor: for a destination of its dtype where they are Python's, and of its shape if one."""
     if isinstance(values, torch.Tensor):
@@ -86,7 +85,8 @@ def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Ten
     else:
         import numpy as np  # which torch does not need
 
-        tensor = torch.as_tensor(np.array(values), device="cpu")  # a copy: torch dislikes negative strides and read-only
+        # Of a copy, as torch takes no negative strides, and warns of memory that is read-only.
+        tensor = torch.as_tensor(np.array(values), device="cpu")
     return tensor.expand_as(destination) if destination is not None and tensor.dim() == 0 else tensor
 
 
@@ -94,15 +94,18 @@ def extent_of(source: Any, destination: torch.Tensor) -> tuple[tuple[int, ...], 
     """The shape of the corner that a source made of tensors has, and its dtype."""
     if source is None:
         return (0,) * destination.dim(), destination.dtype
+    whole: Any
     if isinstance(source, rows):
-        columns = source.table.shape[1:]
+        whole, index = source.table, source.index
+        columns = whole.shape[1:]
         if source.page_size != 1:
             columns = ((columns[0] + source.page_size - 1) // source.page_size,)
-        return (source.index.shape[0], *columns), source.table.dtype  # type: ignore[union-attr]
+        return (index.shape[0], *columns), whole.dtype  # type: ignore[union-attr]
     if isinstance(source, cu_seqlens):
-        return (source.lengths.shape[0] + 1,), source.lengths.dtype  # type: ignore[union-attr]
-    tensor = source.source if isinstance(source, plus) else source
-    return tuple(tensor.shape), tensor.dtype
+        whole = source.lengths
+        return (whole.shape[0] + 1,), whole.dtype
+    whole = source.source if isinstance(source, plus) else source
+    return tuple(whole.shape), whole.dtype
 
 
 TYPES = (rows, cu_seqlens, plus)
