@@ -35,24 +35,40 @@ def replay(dst: Tensors, src: Sources, fill: Fills | None = None) -> None:
     Args:
         dst: static buffers, whole: any iterable, or a mapping whose names then appear in errors. Any strides whose
             elements do not overlap. All on one device, CPU or CUDA.
-        src: one tensor for each destination, in the same order or under the same names, with as many dimensions as its
-            destination and at most its size in each. Any non-negative strides. On the destinations' device, or in
-            pinned host memory where that is a GPU.
-        fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of
-            the destination becomes; with None every byte outside the corner stays as it was. The nearest number that a
-            dtype holds is ``float(torch.tensor(0.1, dtype=dtype))``.
+        src: one source for each destination, in the same order or under the same names, with as many dimensions as its
+            destination and at most its size in each. A tensor of any non-negative strides, on the destinations' device,
+            or in pinned host memory where that is a GPU; or, in any mix:
+
+            - host values: a list or a tuple of numbers for one dimension, a NumPy array, a CPU tensor that is not
+              pinned; a number, for a destination of one element. They are taken at the call, so they may be changed or
+              freed right after it.
+            - None: that destination stays as it is, its fill left out too.
+            - :class:`fused_copy.rows`, :class:`fused_copy.cu_seqlens` or :class:`fused_copy.plus`, made in the launch.
+        fill: one number, ``"last"`` or None for each destination, or a mapping of names to these. A number is what the
+            rest of the destination becomes; with None every byte outside the corner stays as it was. The nearest number
+            that a dtype holds is ``float(torch.tensor(0.1, dtype=dtype))``. With ``"last"`` the rest of a destination
+            of one dimension becomes the last value that its source yields. Where none is left, as of rows that are none
+            to the GPU, the rest stays; where the host sees that there is none, it is an error.
 
     The dtypes of a pair are the same, copied bit for bit, or two among bool, uint8, int8, int16, int32, int64, float16,
-    bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`.
+    bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`. Python's numbers become the
+    destination's dtype as :func:`torch.tensor` makes them; integers must fit it.
 
     The launch goes to the current stream of the destinations' device, and is recorded where that stream is capturing.
     It does not synchronize, allocate device memory or wait. A source may be freed right after the call; the contents of
     a pinned one must stay until the copy has run. Under capture, keep sources alive for the graph's life.
 
+    Host values for a GPU travel in the launch's own parameters, which take 32,764 bytes less what describes the copy.
+    More go through pinned memory from torch's allocator, which is used again once the GPU has read it: no call
+    allocates in steady state. A graph keeps the values that it was captured with until :meth:`GraphCopy.update` names
+    others.
+
     Raises:
-        RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad
-            mode is on, or CUDA refuses the launch. The text names the pair. Nothing is written.
-        TypeError: an argument is not a tensor, or a fill not a number that a float holds exactly.
+        RuntimeError: the input breaks one of the rules above, tensors overlap, a number does not fit its dtype, an
+            index that the host can see lies beyond its table, a destination requires grad while grad mode is on, CUDA
+            refuses the launch, or there is no pinned memory for values that a launch does not hold. The text names the
+            pair, and the part of a source that is made of several. Nothing is written.
+        TypeError: an argument is none of these, or a fill not a number that a float holds exactly.
         KeyError: the mappings have different names.
     """
     replay_in_order(*in_order(dst, src, fill))

@@ -1,4 +1,7 @@
-"""What may stand for a source beside a tensor: host values, rows of a table, sums of lengths, integers plus a number."""
+"""What may stand for a source beside a tensor: host values, rows of a table, sums of lengths, integers plus a number.
+
+Parts of theirs that are host values are taken at the call, as :func:`fused_copy.replay` says.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +28,17 @@ class rows(NamedTuple):
     One beyond the table that the host can see raises. Nothing is read outside of the table.
 
     Args:
-        table: of one dimension or more, any strides, on the destinations' device or in pinned memory. Its dtype is the
-            destination's, or both are int32 and int64.
+        table: a tensor of one dimension or more, any strides, on the destinations' device or in pinned memory. Its
+            dtype is the destination's, or each of the two is int32 or int64.
         index: one dimension, int32 or int64: a tensor on that device, a pinned one, or host values.
-        lengths: as ``index``, one for each row, or one-dimensional ``rows`` of a table of lengths. Of row ``i`` only the
-            first ``lengths[i]`` columns are in the corner. Lengths below zero count as zero, those beyond the table as
-            all of its columns.
-        page_size: for tables with a slot for each token: column ``j`` is ``table[index[i], j * page_size] // page_size``
-            (floor), of ``ceil(columns / page_size)`` columns, and lengths count tokens: ``ceil(length / page_size)``
-            columns. Integer tables of two dimensions.
+        lengths: as ``index``, one for each row, or one-dimensional ``rows`` of a table of lengths. Of row ``i`` only
+            the first ``lengths[i]`` columns are in the corner. Lengths below zero count as zero, those beyond the table
+            as all of its columns, those of "no row" as zero.
+        page_size: for tables of two dimensions with a slot for each token: column ``j`` is the page ``table[index[i],
+            j * page_size] // page_size`` (floor), of ``ceil(columns / page_size)`` columns, and lengths count tokens:
+            ``ceil(length / page_size)`` columns.
 
-    In a CUDA graph, table, index and lengths on the GPU are read anew at every replay.
+    In a CUDA graph, table, index and lengths on the GPU, or pinned, are read anew at every replay.
     """
 
     table: torch.Tensor
@@ -46,6 +49,9 @@ class rows(NamedTuple):
 
 class cu_seqlens(NamedTuple):
     """Stands for a source: the sums ``[0, l0, l0 + l1, ...]`` of ``lengths``, one value more than these have.
+
+    With ``fill="last"`` the rest of the buffer becomes the total, as attention kernels want of padded rows: that these
+    have no tokens.
 
     Args:
         lengths: one dimension, integers: a tensor on the destinations' device, a pinned one, or host values.
