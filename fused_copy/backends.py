@@ -40,13 +40,12 @@ class backend:
     """Sets what :func:`fused_copy.replay` and plans use in this process, from here on or within a ``with`` block.
 
     ``"fused"`` is one launch. ``"reference"`` makes the same checks and then runs one ``copy_``, and what ``fill_`` it
-    takes, for each pair: the same result from torch's own operators, for A/B runs. Other sources than tensors are first
-    made ones. ``"fallback"`` is for loops that
-    must not stop: it is one launch, and where that cannot do what torch's operators can (tensors that overlap or lie on
-    another GPU, tables in pageable memory, other pairs of dtypes, more dimensions, conjugate views) they do it, pair by
-    pair in the list's order, with a RuntimeWarning the first time that names pair and reason;
-    :func:`fused_copy.fallbacks` counts such calls. What is wrong for both, as shapes that do not fit, still raises,
-    before anything is written.
+    takes, for each pair: the same result from torch's own operators, for A/B runs. What is no tensor becomes one first.
+    ``"fallback"`` is for loops that must not stop: it is one launch, and where that cannot do what torch's operators
+    can (tensors that overlap or lie on another GPU, tables in pageable memory, other pairs of dtypes, more dimensions,
+    conjugate views) they do it, pair by pair in the list's order, with a RuntimeWarning the first time that names pair
+    and reason; :func:`fused_copy.fallbacks` counts such calls. What is wrong for both, as shapes that do not fit, still
+    raises, before anything is written.
 
     The environment variable ``FUSED_COPY_BACKEND`` gives the one to begin with. The setting is the process's, not a
     thread's. ``torch.ops.fused_copy.replay`` itself, copies inside graphs, and tensor subclasses are always fused.
