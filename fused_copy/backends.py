@@ -12,9 +12,8 @@ from typing import Literal, get_args
 import torch
 
 from fused_copy._library import _C
-from fused_copy.sources import Source, Values, as_tensor, cu_seqlens, plus, rows
+from fused_copy.sources import Fill, Source, Values, as_tensor, cu_seqlens, plus, rows
 
-Fill = float | Literal["last"] | None
 Backend = Literal["fused", "reference", "fallback"]
 
 _RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -73,9 +72,7 @@ def fallbacks() -> int:
     return _fallbacks
 
 
-def fall_back(
-    dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None, reason: str
-) -> None:
+def fall_back(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None, reason: str) -> None:
     """For arguments that were checked, but for what one launch cannot do."""
     global _fallbacks
     for destination, source in zip(dst, src, strict=True):

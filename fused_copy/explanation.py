@@ -13,7 +13,11 @@ from fused_copy.sources import extent_of
 
 @dataclass(frozen=True)
 class PairPlan:
-    """How one pair is written. Shapes are in elements; ``bytes`` is what is written, fill included."""
+    """How one pair is written. Shapes are in elements; ``bytes`` is what is written at most, fill included.
+
+    ``src_shape`` is that of the corner, ``src_dtype`` that of the tensor or array, the table, or what is added to or
+    summed up. Python's numbers count as the dtype that they become.
+    """
 
     index: int
     name: str | None
@@ -65,6 +69,8 @@ class Explanation:
 
 def explain(dst: Tensors, src: Sources, fill: Fills | None = None) -> Explanation:
     """What :func:`fused_copy.replay` would do with these arguments, which it also checks. Nothing is written.
+
+    A pair's path says whether host values travel in the launch's parameters or through pinned memory.
 
     Raises:
         RuntimeError, TypeError, KeyError: as :func:`fused_copy.replay`.

@@ -6,17 +6,16 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C, missing
-from fused_copy.sources import TYPES, Source, as_tensor, cu_seqlens, extent_of, plus, rows
+from fused_copy.sources import TYPES, Fill, Source, as_tensor, cu_seqlens, extent_of, plus, rows
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
 Sources = Iterable[Source] | Mapping[str, Source]
-Fill = float | Literal["last"] | None
 Fills = Iterable[Fill] | Mapping[str, Fill]
 Names = tuple[str, ...] | None
 
@@ -85,9 +84,7 @@ def replay_in_order(
         replay_dispatched(dst, src, fill)
 
 
-def replay_dispatched(
-    dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None
-) -> None:
+def replay_dispatched(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None) -> None:
     """For calls that the binary's fast path does not take: tensor subclasses, modes, transforms, traced code."""
     last = None if fill is None else [number == "last" for number in fill]
     numbers = None if fill is None else [None if number == "last" else number for number in fill]
@@ -98,7 +95,7 @@ def replay_dispatched(
 
 
 def flatten(dst: Sequence[torch.Tensor], src: Sequence[Source]) -> tuple[list[str], list[torch.Tensor], list[int]]:
-    """Sources as ``torch.ops.fused_copy.replay_from`` takes them: what each one is, their tensors, a number for each."""
+    """Sources as ``torch.ops.fused_copy.replay_from`` takes them: what each is, their tensors, a number for each."""
     names: list[str] = []
     parts: list[torch.Tensor] = []
     numbers: list[int] = []
@@ -150,7 +147,9 @@ def unflatten(names: Sequence[str], parts: Sequence[torch.Tensor], numbers: Sequ
         else:
             table, index = next(left), next(left)
             lengths: Any = None if name == "rows" else next(left)
-            made.append(rows(table, index, rows(lengths, next(left)) if name == "rows_lengths_rows" else lengths, number))
+            made.append(
+                rows(table, index, rows(lengths, next(left)) if name == "rows_lengths_rows" else lengths, number)
+            )
     return made
 
 
@@ -172,9 +171,7 @@ def in_order(
     return names, destinations, _by_name(names, src), fills
 
 
-def bound_in_order(
-    dst: Tensors, fill: Fills | None
-) -> tuple[Names, Sequence[torch.Tensor], Sequence[Fill] | None]:
+def bound_in_order(dst: Tensors, fill: Fills | None) -> tuple[Names, Sequence[torch.Tensor], Sequence[Fill] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
     if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
         destinations = dst if isinstance(dst, (list, tuple)) else _sequence(dst, "destination")
@@ -268,8 +265,11 @@ def _refuse_to_be_traced(*_: object) -> None:
 
 def _in_transform(op: Any, dst: list[torch.Tensor], src: Any, *others: Any) -> None:
     functorch = torch._C._functorch
-    named = (("destination", dst), ("source", src)) if op is torch.ops.fused_copy.replay else (
-        ("destination", dst), ("part", others[0]))
+    named = (
+        (("destination", dst), ("source", src))
+        if op is torch.ops.fused_copy.replay
+        else (("destination", dst), ("part", others[0]))
+    )
     for role, tensors in named:
         for number, tensor in enumerate(tensors):
             if (level := functorch.maybe_get_level(tensor)) > 0:
@@ -328,6 +328,8 @@ _register(
     ],
 )
 _register("no refusal of what torch.compile saved for backward and overwrites", _register_functionalize)
+
+
 def _fills(numbers: list[float | None] | None, last: list[bool] | None, count: int) -> list[Fill] | None:
     """What the two lists of the op say about each destination."""
     if numbers is None and last is None:

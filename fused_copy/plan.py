@@ -10,8 +10,8 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C
-from fused_copy.ops import Fill, Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
-from fused_copy.sources import Source
+from fused_copy.ops import Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
+from fused_copy.sources import Fill, Source
 
 StepSource = Source | Mapping[str, Source]
 """What a plan is called with: a source for each destination, or one mapping of all their names to sources."""
@@ -96,7 +96,9 @@ class Plan:
                 "fused_copy: capture needs plain destinations that one launch can copy to, and a torch whose tensors "
                 f"this package can read: {self._unbound_because}, torch {torch.__version__}"
             )
-        return GraphCopy(self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources, len(self.destinations)))))
+        return GraphCopy(
+            self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources, len(self.destinations))))
+        )
 
     def __reduce__(self) -> tuple[type[Plan], tuple[Tensors, Fills | None]]:
         """Copies and pickles are made anew from destinations and fill."""

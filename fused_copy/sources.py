@@ -6,7 +6,7 @@ Parts of theirs that are host values are taken at the call, as :func:`fused_copy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -15,9 +15,9 @@ from fused_copy._library import _C
 if TYPE_CHECKING:
     import numpy as np
 
-    Values = Union[torch.Tensor, np.ndarray, Sequence[int], Sequence[float]]
+    Values = torch.Tensor | np.ndarray | Sequence[int] | Sequence[float]
 else:
-    Values = Union[torch.Tensor, Sequence[int], Sequence[float]]
+    Values = torch.Tensor | Sequence[int] | Sequence[float]
 
 
 class rows(NamedTuple):
@@ -42,7 +42,7 @@ class rows(NamedTuple):
     """
 
     table: torch.Tensor
-    index: Values
+    index: Values  # type: ignore[assignment]  # hides the method of tuples
     lengths: Values | rows | None = None
     page_size: int = 1
 
@@ -74,8 +74,11 @@ class plus(NamedTuple):
     n: int
 
 
-Source = Union[torch.Tensor, rows, cu_seqlens, plus, Values, float, int, None]
+Source = Values | rows | cu_seqlens | plus | float | int | None
 """What may stand for a source: see :func:`fused_copy.replay`."""
+
+Fill = float | Literal["last"] | None
+"""What the rest of a destination becomes: a number, the last value that its source yields, or what it was."""
 
 
 def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
@@ -100,18 +103,14 @@ def extent_of(source: Any, destination: torch.Tensor) -> tuple[tuple[int, ...], 
     """The shape of the corner that a source made of tensors has, and its dtype."""
     if source is None:
         return (0,) * destination.dim(), destination.dtype
-    whole: Any
-    if isinstance(source, rows):
-        whole, index = source.table, source.index
-        columns = whole.shape[1:]
+    kind = type(source)
+    first: torch.Tensor = source[0] if kind in TYPES else source
+    if kind is rows:
+        columns: Sequence[int] = first.shape[1:]
         if source.page_size != 1:
             columns = ((columns[0] + source.page_size - 1) // source.page_size,)
-        return (index.shape[0], *columns), whole.dtype  # type: ignore[union-attr]
-    if isinstance(source, cu_seqlens):
-        whole = source.lengths
-        return (whole.shape[0] + 1,), whole.dtype
-    whole = source.source if isinstance(source, plus) else source
-    return tuple(whole.shape), whole.dtype
+        return (source.index.shape[0], *columns), first.dtype
+    return (first.shape[0] + 1,) if kind is cu_seqlens else tuple(first.shape), first.dtype
 
 
 TYPES = (rows, cu_seqlens, plus)
