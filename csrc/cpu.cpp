@@ -232,9 +232,22 @@ void convert_array(const HostArray& array, DType to, std::byte* values) {
   const int to_item = info(to).size;
   Tile tile{.src = reinterpret_cast<uint64_t>(array.data), .dst = reinterpret_cast<uint64_t>(values), .columns = 1,
             .rows = 1, .src_column_stride = from_item, .dst_column_stride = to_item};
-  const auto run = [&](const Tile& row) {
+  uint64_t bits = tile.src;
+  for (const int64_t stride : array.strides) bits |= static_cast<uint64_t>(stride);
+  const bool aligned = bits % static_cast<uint64_t>(from_item) == 0;
+  const auto run = [&](Tile row) {
     if (array.dtype == to) return copy_tile(row, to_item);
-    kCastTiles[static_cast<int>(array.dtype) * kCastableDTypes + static_cast<int>(to)](row, 1);
+    const CastTile cast = kCastTiles[static_cast<int>(array.dtype) * kCastableDTypes + static_cast<int>(to)];
+    if (aligned) return cast(row, 1);
+    // NumPy's arrays may lie anywhere.
+    alignas(8) std::byte item[8];
+    Tile one = row;
+    one.src = reinterpret_cast<uint64_t>(item);
+    one.columns = 1;
+    for (uint32_t i = 0; i < row.columns; ++i, row.src += row.src_column_stride, one.dst += to_item) {
+      std::memcpy(item, at(row.src), static_cast<size_t>(from_item));
+      cast(one, 1);
+    }
   };
   if (rank == 0) return run(tile);
   tile.src_column_stride = array.strides[rank - 1];

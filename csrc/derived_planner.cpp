@@ -25,19 +25,21 @@ constexpr bool is_number_dtype(DType dtype) {
 Integers integers_of(const SourcePart& part) {
   if (!part.given) return {};
   const TensorView& view = part.view;
-  return {view.address, view.strides[0] * info(view.dtype).size, view.dtype, part.by_value};
+  // An empty tensor may have no address, which would pass for no integers at all. Nothing is read of it.
+  const uint64_t address = view.address == 0 && !part.by_value ? 1 : view.address;
+  return {address, view.strides[0] * info(view.dtype).size, view.dtype, part.by_value};
 }
 
 void check_integers(int64_t pair, const char* name, const TensorView& view, bool index) {
   if (view.rank != 1) {
     refuse(pair, name, "has shape " + shape_of(view) + ": expected one dimension, got " + std::to_string(view.rank));
   }
-  if (view.address % std::max(info(view.dtype).size, 1) != 0) {
-    refuse(pair, name, "does not lie at a multiple of its element size: pass an aligned tensor");
+  if (index ? !is_index_dtype(view.dtype) : !is_number_dtype(view.dtype)) {
+    refuse(pair, name,
+           std::string("is ") + info(view.dtype).name + ": expected " + (index ? "int32 or int64" : "integers"));
   }
-  if (index ? is_index_dtype(view.dtype) : is_number_dtype(view.dtype)) return;
-  refuse(pair, name,
-         std::string("is ") + info(view.dtype).name + ": expected " + (index ? "int32 or int64" : "integers"));
+  if (view.address % info(view.dtype).size == 0) return;
+  refuse(pair, name, "does not lie at a multiple of the element size: pass an aligned tensor");
 }
 
 // Calls `visit(position, row)` until it returns true, for an index that the host can read.
@@ -268,12 +270,6 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
   check_integers(pair, "index", index, true);
   if (destination.rank != table.rank) refuse_ranks(pair, destination, table);
   const bool integers = is_index_dtype(table.dtype) && is_index_dtype(destination.dtype);
-  if (table.dtype != destination.dtype && !integers) {
-    throw InvalidInput(pair,
-                       std::string("is ") + info(table.dtype).name + " but the destination is " +
-                           info(destination.dtype).name + ": pass the same dtype, or int32 and int64",
-                       /*torch_can=*/is_castable(table.dtype) && is_castable(destination.dtype), "table");
-  }
   if (derived.number < 1) {
     refuse(pair, "page_size", "is " + std::to_string(derived.number) + ": expected 1 or more");
   }
@@ -285,7 +281,7 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
   std::array<int64_t, kMaxRank> sizes;
   std::copy(table.sizes, table.sizes + table.rank, sizes.begin());
   sizes[0] = index.sizes[0];
-  if (table.rank > 1 && derived.number > 1) sizes[1] = (sizes[1] + derived.number - 1) / derived.number;
+  if (derived.number > 1) sizes[1] = sizes[1] / derived.number + (sizes[1] % derived.number != 0);
   TensorView corner = table;
   corner.sizes = sizes.data();
   check_shapes(pair, destination, corner);
@@ -314,15 +310,23 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
     }
   }
   const RestFill& rest = destinations.rest(pair);
+  if (rest.kind == Rest::Last) {
+    const void* const there = host_memory(derived.index);
+    if (sizes[0] == 0 || (there != nullptr && !has_row(index, there))) refuse_last(pair);
+  }
+  // After what torch cannot do either, which must not be found by its operators, pair by pair.
+  if (table.dtype != destination.dtype && !integers) {
+    throw InvalidInput(pair,
+                       std::string("is ") + info(table.dtype).name + " but the destination is " +
+                           info(destination.dtype).name + ": pass the same dtype, or int32 and int64",
+                       /*torch_can=*/is_castable(table.dtype) && is_castable(destination.dtype), "table");
+  }
   record.fills = rest.kind == Rest::Pattern;
   record.fills_16 = record.fills && info(destination.dtype).size == 16;
   record.pattern = rest.pattern;
   add_gather(pair, destination, table, {sizes.data(), static_cast<size_t>(table.rank)}, true, record);
   if (rest.kind == Rest::Last) {
     // Which of the rows is the last one is known where the index is: its warp also fills what lies behind them.
-    if (sizes[0] == 0) refuse_last(pair);
-    const void* const there = host_memory(derived.index);
-    if (there != nullptr && !has_row(index, there)) refuse_last(pair);
     record.from = table.dtype;
     record.to = destination.dtype;
     record.rows = sizes[0];
@@ -345,8 +349,8 @@ void LaunchPlanner::add_plus(const Destinations& destinations, const DerivedSour
   if (!is_number_dtype(source.dtype)) {
     refuse(pair, "source", std::string("is ") + info(source.dtype).name + ": expected integers to add a number to");
   }
-  if (!is_castable(destination.dtype)) refuse_dtypes(pair, destination, source);
   check_shapes(pair, destination, source);
+  if (!is_castable(destination.dtype)) refuse_dtypes(pair, destination, source);
   GatherRecord record{};
   record.page_size = 1;
   record.addend = derived.number;
@@ -382,8 +386,8 @@ void LaunchPlanner::add_sums(const Destinations& destinations, const DerivedSour
   const TensorView corner{.address = 1, .sizes = &count, .strides = lengths.strides, .rank = 1, .dtype = lengths.dtype};
   check_shapes(pair, destination, corner);
   const int dst_item = info(destination.dtype).size;
-  if (lengths.address % info(lengths.dtype).size != 0 || destination.address % dst_item != 0) {
-    refuse(pair, "lengths", "or their destination do not lie at a multiple of the element size: pass aligned tensors");
+  if (destination.address % dst_item != 0) {
+    throw InvalidInput(pair, "destination does not lie at a multiple of the element size: pass an aligned tensor");
   }
   const SumsTask sums{.lengths_stride = lengths.strides[0] * info(lengths.dtype).size,
                       .dst_stride = destination.strides[0] * dst_item,

@@ -205,9 +205,13 @@ void replay_from(StableIValue* stack, bool lazy) {
   BorrowedWorkspace work;
   work->has_fills = !fill.is_none() || !fill_last.is_none();
   const size_t fills = !fill.is_none() ? fill.size() : fill_last.is_none() ? 0 : fill_last.size();
+  if (!fill_last.is_none() && fill_last.size() != fills) {
+    throw std::runtime_error("fused_copy: got " + std::to_string(fills) + " fills but " +
+                             std::to_string(fill_last.size()) + " of fill_last: pass one of each for a destination");
+  }
   for (size_t i = 0; i < fills; ++i) {
     const auto number = fill.is_none() ? std::nullopt : fill.item<std::optional<double>>(i);
-    const bool last = !fill_last.is_none() && i < fill_last.size() && fill_last.item<bool>(i);
+    const bool last = !fill_last.is_none() && fill_last.item<bool>(i);
     work->fills.push_back(last ? Fill::last() : number ? Fill(*number) : Fill());
   }
   const bool grad_mode = aoti_torch_grad_mode_is_enabled();

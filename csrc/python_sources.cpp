@@ -28,6 +28,14 @@ bool is_tensor(PyObject* object) {
   throw py::type_error(describe({pair, text, false, part}, name_of(names, pair)));
 }
 
+// For an error that is about to be told anew, with the pair: all but those of this kind are the caller's own.
+void clear_error(PyObject* kind) {
+  if (!PyErr_ExceptionMatches(kind)) throw py::error_already_set();
+  PyErr_Clear();
+}
+
+constexpr const char* kValues = source_name(Derivation::Values);
+
 // Where the numbers of a list go, and what errors about them say.
 struct Destination {
   int64_t pair;
@@ -48,7 +56,8 @@ struct Destination {
 [[noreturn, gnu::cold]] void refuse_item(const Destination& to, py::handle item, size_t position) {
   raise_type_error(to.pair, to.part, to.names,
                    "have " + text_of(item, &PyObject_Repr) + " (" + Py_TYPE(item.ptr())->tp_name + ") at position " +
-                       std::to_string(position) + ": expected numbers; pass a tensor or an array for anything else");
+                       std::to_string(position) + ": expected " + (to.part == kValues ? "numbers" : "integers") +
+                       "; pass a tensor or an array for anything else");
 }
 
 std::string range_of(const NumberFormat& format) {
@@ -64,19 +73,23 @@ uint64_t integer_of(const Destination& to, PyObject* item, size_t position) {
   if (!PyLong_Check(item)) {
     if (!PyFloat_Check(item) && PyIndex_Check(item) && !is_tensor(item)) {
       const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(item));
-      if (!integer) throw py::error_already_set();
+      if (!integer) {
+        clear_error(PyExc_TypeError);
+        refuse_item(to, item, position);
+      }
       return integer_of(to, integer.ptr(), position);
     }
-    const double number = is_tensor(item) ? -1 : PyFloat_AsDouble(item);
-    if (is_tensor(item) || (number == -1 && PyErr_Occurred())) {
-      PyErr_Clear();
+    if (is_tensor(item) || to.part != kValues) refuse_item(to, item, position);
+    const double number = PyFloat_AsDouble(item);
+    if (number == -1 && PyErr_Occurred()) {
+      clear_error(PyExc_TypeError);
       refuse_item(to, item, position);
     }
     if (format.bits == 1) return number != 0;
-    // As torch converts: towards zero.
+    // As torch converts: towards zero, what lies within the range.
     const double whole = std::trunc(number);
     const double most = std::ldexp(1.0, format.bits - is_signed);
-    if (!(whole < most && whole >= (is_signed ? -most : 0.0))) {
+    if (!(number <= most - 1 && number < most && (is_signed ? number >= -most : number > -1))) {
       refuse_value(to, item, position, std::string("what ") + info(to.dtype).name + " holds, " + range_of(format));
     }
     return is_signed ? static_cast<uint64_t>(static_cast<int64_t>(whole)) : static_cast<uint64_t>(whole);
@@ -99,10 +112,11 @@ uint64_t integer_of(const Destination& to, PyObject* item, size_t position) {
 
 double float_of(const Destination& to, PyObject* item, size_t position) {
   if (PyFloat_CheckExact(item)) return PyFloat_AS_DOUBLE(item);
-  const double number = is_tensor(item) ? -1 : PyFloat_AsDouble(item);
-  if (!is_tensor(item) && !(number == -1 && PyErr_Occurred())) return number;
-  const bool too_large = PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_OverflowError);
-  PyErr_Clear();
+  if (is_tensor(item)) refuse_item(to, item, position);
+  const double number = PyFloat_AsDouble(item);
+  if (!(number == -1 && PyErr_Occurred())) return number;
+  const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+  clear_error(too_large ? PyExc_OverflowError : PyExc_TypeError);
   if (too_large) refuse_value(to, item, position, "what a float holds");
   refuse_item(to, item, position);
 }
@@ -183,17 +197,19 @@ DType dtype_of(const Py_buffer& buffer) {
 
 class Buffer {
  public:
+  // Nothing where the object does not say how its items lie: NumPy's dates have none that it can say.
   explicit Buffer(PyObject* object) {
-    if (PyObject_GetBuffer(object, &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) throw py::error_already_set();
+    if (PyObject_GetBuffer(object, &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) PyErr_Clear();
   }
   ~Buffer() { PyBuffer_Release(&buffer_); }
+  explicit operator bool() const { return buffer_.obj != nullptr && (buffer_.ndim == 0 || buffer_.strides != nullptr); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   const Py_buffer& operator*() const { return buffer_; }
   const Py_buffer* operator->() const { return &buffer_; }
 
  private:
-  Py_buffer buffer_;
+  Py_buffer buffer_{};
 };
 
 // Reads one source, or one part of it, that is no tensor.
@@ -224,8 +240,6 @@ class ValueReader {
                          (name == kValues ? ", None, fused_copy.rows, fused_copy.cu_seqlens or fused_copy.plus" : ""));
   }
 
-  static constexpr const char* kValues = source_name(Derivation::Values);
-
  private:
   // One number, of the destination's shape.
   std::span<const int64_t> ones(const Destination& to) {
@@ -249,12 +263,15 @@ class ValueReader {
 
   void read_array(const Destination& to, PyObject* object, std::optional<DType> dtype, SourcePart& part) {
     const Buffer buffer(object);
-    const DType own = dtype_of(*buffer);
+    const DType own = buffer ? dtype_of(*buffer) : DType::Unsupported;
     const DType becomes = dtype.value_or(own);
     if (own == DType::Unsupported) {
       raise_type_error(to.pair, to.part, names_,
-                       std::string("are ") + Py_TYPE(object)->tp_name + " of a dtype that torch does not have (" +
-                           (buffer->format ? buffer->format : "none") + "): pass numbers of one of torch's");
+                       std::string("are ") + Py_TYPE(object)->tp_name +
+                           (buffer ? " of a dtype that torch does not have (" +
+                                         std::string(buffer->format ? buffer->format : "none") + ")"
+                                   : " that do not show their dtype or strides") +
+                           ": pass numbers of one of torch's dtypes");
     }
     if (own != becomes && !(is_castable(own) && is_castable(becomes))) {
       throw std::runtime_error(describe({to.pair,
@@ -310,7 +327,7 @@ void visit_parts(PyObject* source, Visit visit) {
 int64_t read_integer(int64_t pair, const char* name, PyObject* object, py::handle names) {
   const auto integer = py::reinterpret_steal<py::object>(PyNumber_Index(object));
   if (!integer) {
-    PyErr_Clear();
+    clear_error(PyExc_TypeError);
     raise_type_error(pair, name, names, std::string("is ") + Py_TYPE(object)->tp_name + ": expected an integer");
   }
   int overflow;
@@ -425,7 +442,7 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
       }
     } else if (source != Py_None) {
       derived.derivation = Derivation::Values;
-      reader.read(pair, ValueReader::kValues, source, destinations[i].dtype, derived.source);
+      reader.read(pair, kValues, source, destinations[i].dtype, derived.source);
     }
     work.derived.push_back(derived);
   }

@@ -4,8 +4,10 @@
     python examples/decode.py [--steps 2000] [--ways copy_,plan,update] [--json FILE]
 
 The model's weights are random; everything else is what a serving engine does. Requests join with a prompt, which is
-prefilled eagerly, decode greedily and leave; the running batch is padded to a captured size. Each way has its own
-buffers, KV cache and graphs, and all ways take every step in turn, so that a wrong fill shows at once as another token.
+prefilled eagerly, decode greedily and leave; the running batch is padded to a captured size. A step begins as lists and
+as rows of a page table: three ways make six tensors of them by torch's operators before they copy these, and a plan and
+a graph's copy take them as they are. Each way has its own buffers, KV cache and graphs, and all ways take every step in
+turn, so that a wrong fill shows at once as another token.
 On a CPU the model runs eagerly, and there is no graph whose copy could be updated.
 """
 
@@ -30,11 +32,14 @@ from rich.table import Table
 from torch import nn
 
 import fused_copy
-from fused_copy.decode import DecodeLoop, Request, Step, capture_buffers, copy_each
+from fused_copy.decode import DecodeLoop, Request, Step, capture_buffers, copy_each, make_each
 from fused_copy.environment import machine
+from fused_copy.sources import Source
 from fused_copy.timing import Timing
 
 Tensors = Mapping[str, torch.Tensor]
+Sources = Mapping[str, Source]  # of a step, as an engine has them
+Fill = Callable[[Sources], None]
 
 
 @dataclass(frozen=True)
@@ -128,31 +133,30 @@ def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
 # --- five ways to fill --------------------------------------------------------------------------------------------
 
 
-def copy_(way: Way, bs: int) -> Callable[[Tensors], None]:
-    return lambda sources: copy_each(way.buffers, sources)
+def copy_(way: Way, bs: int) -> Fill:
+    return lambda made_of: copy_each(way.buffers, make_each(made_of))
 
 
-def foreach(way: Way, bs: int) -> Callable[[Tensors], None]:
-    def fill(sources: Tensors) -> None:
+def foreach(way: Way, bs: int) -> Fill:
+    def fill(made_of: Sources) -> None:
+        sources = make_each(made_of)
         corners = [b[tuple(map(slice, sources[name].shape))] for name, b in way.buffers.items()]
         torch._foreach_copy_(corners, list(sources.values()))
 
     return fill
 
 
-def op(way: Way, bs: int) -> Callable[[Tensors], None]:
+def op(way: Way, bs: int) -> Fill:
     destinations = list(way.buffers.values())
-    return lambda sources: torch.ops.fused_copy.replay(destinations, list(sources.values()))
+    return lambda made_of: torch.ops.fused_copy.replay(destinations, list(make_each(made_of).values()))
 
 
-def plan(way: Way, bs: int) -> Callable[[Tensors], None]:
-    bound = fused_copy.Plan(way.buffers)
-    return lambda sources: bound.replay(*sources.values())
+def plan(way: Way, bs: int) -> Fill:
+    return fused_copy.Plan(way.buffers).replay
 
 
-def update(way: Way, bs: int) -> Callable[[Tensors], None]:
-    copy = way.copies[bs]
-    return lambda sources: copy.update(*sources.values())
+def update(way: Way, bs: int) -> Fill:
+    return way.copies[bs].update
 
 
 WAYS = {function.__name__: function for function in (copy_, foreach, op, plan, update)}
@@ -179,8 +183,6 @@ class Way:
             for bs in reversed(loop.capture_sizes):
                 self.capture(bs, pool)
         self.fills = {bs: WAYS[name](self, bs) for bs in loop.capture_sizes}
-        # Each graph's last sources: an updated node holds them too, and is not to free them within its time.
-        self.held: dict[int, Tensors] = {}
         self.fill_us: list[float] = []
         self.step_us: list[float] = []
 
@@ -213,17 +215,12 @@ class Way:
 
     def step(self, rows: Sequence[int], step: Step) -> list[int]:
         """Decodes one token of each running request: the fill, the graph, and the tokens on the host. Timed."""
-        sources = dict(step.sources)
-        sources["input_ids"] = torch.tensor(
-            [self.last_token[row] for row in rows] + [0] * (step.bs - len(rows)),
-            dtype=torch.int32,
-            device=self.cache.device,
-        )
+        made_of = {**step.made_of, "input_ids": [self.last_token[row] for row in rows] + [0] * (step.bs - len(rows))}
         fill = self.fills[step.bs]
         if self.graphs:
             torch.cuda.synchronize()
         start = time.perf_counter_ns()
-        fill(sources)
+        fill(made_of)
         filled = time.perf_counter_ns()
         if self.graphs:
             self.graphs[step.bs].replay()
@@ -232,7 +229,6 @@ class Way:
         tokens = self.next_tokens[: len(rows)].tolist()
         self.step_us.append((time.perf_counter_ns() - start) / 1e3)
         self.fill_us.append((filled - start) / 1e3)
-        self.held[step.bs] = sources
         self.last_token.update(zip(rows, tokens, strict=True))
         return tokens
 
@@ -241,7 +237,7 @@ class Way:
         if not self.graphs:
             return None
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            self.fills[step.bs](step.sources)
+            self.fills[step.bs](step.made_of)
             torch.cuda.synchronize()
         names = [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]
         return sum("Sync" not in name for name in names)  # some versions list the wait

@@ -3,26 +3,27 @@ from typing import Any
 
 import torch
 
+from fused_copy.sources import Fill, Source, cu_seqlens, plus, rows
+
 has_gpu_code: bool
 build_info: dict[str, Any] | None
 registers_op: bool
 
 def replay(
     dst: Sequence[torch.Tensor],
-    src: Sequence[torch.Tensor],
-    fill: Sequence[float | None] | None,
+    src: Sequence[Source],
+    fill: Sequence[Fill] | None,
     names: tuple[str, ...] | None,
 ) -> bool: ...
-def replay_dispatched(
-    dst: Sequence[torch.Tensor], src: Sequence[torch.Tensor], fill: Sequence[float | None] | None
-) -> None: ...
+def replay_dispatched(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None) -> None: ...
 def explain(
     dst: Sequence[torch.Tensor],
-    src: Sequence[torch.Tensor],
-    fill: Sequence[float | None] | None,
+    src: Sequence[Source],
+    fill: Sequence[Fill] | None,
     names: tuple[str, ...] | None,
 ) -> tuple[list[int], list[tuple[str, int]]] | None: ...
 def look_up_torch() -> None: ...
+def use_source_types(rows: type[rows], cu_seqlens: type[cu_seqlens], plus: type[plus]) -> None: ...
 def fast_path_problem() -> str | None: ...
 def missing() -> list[str]: ...
 def check_metadata(
@@ -30,13 +31,13 @@ def check_metadata(
 ) -> None: ...
 def use_backend(name: str) -> None: ...
 def bind(
-    dst: tuple[torch.Tensor, ...], fill: tuple[float | None, ...] | None, names: tuple[str, ...] | None
+    dst: tuple[torch.Tensor, ...], fill: tuple[Fill, ...] | None, names: tuple[str, ...] | None
 ) -> tuple[BoundPlan | None, str]: ...
 
 class BoundPlan:
     @property
     def replay(self) -> Callable[..., None]: ...
-    def capture(self, graph: torch.cuda.CUDAGraph, sources: tuple[torch.Tensor, ...]) -> BoundGraphCopy: ...
+    def capture(self, graph: torch.cuda.CUDAGraph, sources: tuple[Source, ...]) -> BoundGraphCopy: ...
 
 class BoundGraphCopy:
     @property

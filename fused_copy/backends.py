@@ -12,9 +12,8 @@ from typing import Literal, get_args
 import torch
 
 from fused_copy._library import _C
-from fused_copy.sources import Source, Values, cu_seqlens, plus, rows
+from fused_copy.sources import Fill, Source, Values, as_tensor, cu_seqlens, plus, rows
 
-Fill = float | Literal["last"] | None
 Backend = Literal["fused", "reference", "fallback"]
 
 _RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -40,12 +39,12 @@ class backend:
     """Sets what :func:`fused_copy.replay` and plans use in this process, from here on or within a ``with`` block.
 
     ``"fused"`` is one launch. ``"reference"`` makes the same checks and then runs one ``copy_``, and what ``fill_`` it
-    takes, for each pair: the same result from torch's own operators, for A/B runs. ``"fallback"`` is for loops that
-    must not stop: it is one launch, and where that cannot do what torch's operators can (tensors that overlap, on
-    another GPU, or in pageable memory, other pairs of dtypes, more dimensions, conjugate views) they do it, pair by
-    pair in the list's order, with a RuntimeWarning the first time that names pair and reason;
-    :func:`fused_copy.fallbacks` counts such calls. What is wrong for both, as shapes that do not fit, still raises,
-    before anything is written.
+    takes, for each pair: the same result from torch's own operators, for A/B runs. What is no tensor becomes one first.
+    ``"fallback"`` is for loops that must not stop: it is one launch, and where that cannot do what torch's operators
+    can (tensors that overlap or lie on another GPU, tables in pageable memory, other pairs of dtypes, more dimensions,
+    conjugate views) they do it, pair by pair in the list's order, with a RuntimeWarning the first time that names pair
+    and reason; :func:`fused_copy.fallbacks` counts such calls. What is wrong for both, as shapes that do not fit, still
+    raises, before anything is written.
 
     The environment variable ``FUSED_COPY_BACKEND`` gives the one to begin with. The setting is the process's, not a
     thread's. ``torch.ops.fused_copy.replay`` itself, copies inside graphs, and tensor subclasses are always fused.
@@ -73,9 +72,7 @@ def fallbacks() -> int:
     return _fallbacks
 
 
-def fall_back(
-    dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None, reason: str
-) -> None:
+def fall_back(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None, reason: str) -> None:
     """For arguments that were checked, but for what one launch cannot do."""
     global _fallbacks
     for destination, source in zip(dst, src, strict=True):
@@ -131,50 +128,40 @@ def copy_each(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence
 
 def _yielded(destination: torch.Tensor, source: Source) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a source yields, of its corner's shape, and which of it: all where that is None."""
+    device = destination.device
     if isinstance(source, rows):
-        device = destination.device
-        at, there = _rows_at(_tensor(source.index, device), source.table.shape[0])
-        picked = source.table.to(device).index_select(0, at)
+        picked, there = _pick(source.table, source.index, device)
         if source.page_size != 1:
-            picked = picked[:, :: source.page_size].div(source.page_size, rounding_mode="floor")
+            step = min(source.page_size, max(picked.shape[1], 1))  # torch's own arithmetic of steps overflows
+            picked = picked[:, ::step].to(torch.int64).div(source.page_size, rounding_mode="floor")
         taken = there.view(-1, *[1] * (picked.dim() - 1)).expand_as(picked)
         if source.lengths is not None:
             if isinstance(source.lengths, rows):
-                at, known = _rows_at(_tensor(source.lengths.index, device), source.lengths.table.shape[0])
-                lengths = _tensor(source.lengths.table, device).index_select(0, at).where(known, 0)
+                lengths, known = _pick(source.lengths.table, source.lengths.index, device)
+                lengths = lengths.where(known, 0)
             else:
-                lengths = _tensor(source.lengths, device)
-            pages = lengths.to(torch.int64).sub(1).div(source.page_size, rounding_mode="floor").add(1)
+                lengths = as_tensor(source.lengths).to(device)
+            pages = lengths.to(torch.int64).clamp(min=0).sub(1).div(source.page_size, rounding_mode="floor").add(1)
             columns = torch.arange(picked.shape[1], device=device) < pages[:, None]
             taken = taken & columns.view(*columns.shape, *[1] * (picked.dim() - 2))
         return picked, taken
     if isinstance(source, cu_seqlens):
-        lengths = _tensor(source.lengths, destination.device)
+        lengths = as_tensor(source.lengths).to(device)
         return torch.cat([lengths.new_zeros(1, dtype=torch.int64), lengths.cumsum(0, dtype=torch.int64)]), None
     if isinstance(source, plus):
-        return _tensor(source.source, destination.device) + source.n, None
-    if isinstance(source, (int, float)):
-        return torch.tensor(source, dtype=destination.dtype, device=destination.device).expand_as(destination), None
+        return as_tensor(source.source).to(device) + source.n, None
     if not isinstance(source, torch.Tensor):
-        dtype = destination.dtype if isinstance(source, (list, tuple)) else None
-        source = _tensor(source, destination.device, dtype)
-        return (source.expand_as(destination) if source.dim() == 0 else source), None
+        source = as_tensor(source, destination).to(device)
     return source, None
 
 
-def _tensor(values: Values, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
-    if isinstance(values, (list, tuple)):
-        return torch.tensor(values, dtype=dtype or torch.int64, device=device)
-    try:
-        return torch.as_tensor(values).to(device)
-    except ValueError:  # torch takes no arrays of negative strides
-        return torch.as_tensor(values.copy()).to(device)
-
-
-def _rows_at(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows to look up in a table of so many, and which of them are there."""
-    there = (index >= 0) & (index < count)
-    return index.where(there, 0), there
+def _pick(table: Values, index: Values, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of a table, and which of them are there."""
+    table, index = as_tensor(table).to(device), as_tensor(index).to(device)
+    there = (index >= 0) & (index < table.shape[0])
+    if table.shape[0] == 0:  # of which torch picks no rows, not even none
+        table = table.new_zeros((1, *table.shape[1:]))
+    return table.index_select(0, index.where(there, 0)), there
 
 
 def _copy(corner: torch.Tensor, value: torch.Tensor, taken: torch.Tensor | None) -> None:

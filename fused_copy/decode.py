@@ -1,8 +1,9 @@
 """The decode loop of a serving engine, reduced to what it copies before each CUDA graph replay.
 
 Requests join a running batch with their prompt already prefilled, grow by one token a step and leave when done. Every
-step pads the batch to a size for which a graph was captured and makes six small tensors, all int32, with ``bs`` the
-padded batch and ``max_seqlen_k`` its longest sequence:
+step pads the batch to a size for which a graph was captured. It begins as the scheduler's lists and as rows of a page
+table for all requests, and ends as six small tensors, all int32, with ``bs`` the padded batch and ``max_seqlen_k`` its
+longest sequence:
 
 =================================================  =====================  ======================
 name                                               this step's source     capture buffer
@@ -21,9 +22,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+
+from fused_copy.sources import Source, cu_seqlens, plus, rows
 
 DUMMY_SLOT = 0
 """The KV slot that padded rows read and write; its page is never given to a request."""
@@ -60,6 +64,25 @@ def copy_each(buffers: Mapping[str, torch.Tensor], sources: Mapping[str, torch.T
     buffers["page_table"][:bs, :max_seqlen_k].copy_(sources["page_table"])
 
 
+def make_each(made_of: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The six tensors of a step by torch's operators, as engines make them today: transfers, a sum, a gather."""
+    table, index, _, _ = made_of["page_table"]
+
+    def tensor(values: list[int]) -> torch.Tensor:
+        pinned = torch.tensor(values, dtype=torch.int32, pin_memory=table.is_cuda)
+        return pinned.to(table.device, non_blocking=True)
+
+    seq_lens = tensor(made_of["seq_lens"])
+    return {
+        "input_ids": tensor(made_of["input_ids"]),
+        "out_loc": tensor(made_of["out_loc"]),
+        "cu_seqlens_k": F.pad(seq_lens.cumsum(0, dtype=torch.int32), (1, 0)),
+        "positions": seq_lens - 1,
+        "seq_lens": seq_lens,
+        "page_table": table[tensor(index)],
+    }
+
+
 @dataclass
 class Request:
     """A running request: its row in the engine's page table, its length in tokens, and the KV pages it holds."""
@@ -72,11 +95,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """What one decode step copies: ``sources`` maps the six names to int32 tensors, in the capture buffers' order."""
+    """What one decode step copies, by the six names in the capture buffers' order.
+
+    ``made_of`` has what an engine has: lists, and rows of the loop's page table, which are good until its next step.
+    ``sources`` has the int32 tensors that come of it.
+    """
 
     running: int
     bs: int
     max_seqlen_k: int
+    made_of: dict[str, Source]
     sources: dict[str, torch.Tensor]
 
 
@@ -87,7 +115,8 @@ class DecodeLoop:
     ``prompt_len[0]`` and ``prompt_len[1]`` tokens, short ones more often than long ones; a request then decodes between
     ``new_tokens[0]`` and ``new_tokens[1]`` tokens. The KV cache has ``num_slots`` slots in pages of ``page_size``,
     enough for ``max_bs`` of the longest requests. ``running`` lists the requests of the latest step, ``served`` counts
-    those that left before it. The simulation is planned on the CPU; only a step's tensors are on ``device``.
+    those that left before it. The simulation is planned on the CPU; the page table and a step's tensors are on
+    ``device``.
     """
 
     def __init__(
@@ -124,7 +153,7 @@ class DecodeLoop:
         # Page 0 and row 0 belong to the dummy request that pads the batch.
         self._free_pages = list(range(1, num_pages))
         self._free_rows = list(range(1, max_bs + 1))
-        self._page_table = torch.full((max_bs + 1, max_seq_len), DUMMY_SLOT, dtype=torch.int32)
+        self._page_table = torch.full((max_bs + 1, max_seq_len), DUMMY_SLOT, dtype=torch.int32, device=device)
 
     def __iter__(self) -> Iterator[Step]:
         return self
@@ -169,18 +198,17 @@ class DecodeLoop:
         running = len(self.running)
         bs = next(size for size in self.capture_sizes if size >= running)
         padding = bs - running
-        rows = [request.row for request in self.running]
+        index = [request.row for request in self.running]
         seq_lens = [request.seq_len for request in self.running] + [1] * padding
-        positions = [seq_len - 1 for seq_len in seq_lens]
+        last = [seq_len - 1 for seq_len in seq_lens[:running]]
+        self._page_table[index, last] = torch.tensor(slots, dtype=torch.int32, device=self.device)
         max_seqlen_k = max(seq_lens)
-        self._page_table[rows, positions[:running]] = torch.tensor(slots, dtype=torch.int32)
-        host = {
-            "input_ids": [self._rng.randrange(VOCAB_SIZE) for _ in rows] + [0] * padding,
+        made_of: dict[str, Source] = {
+            "input_ids": [self._rng.randrange(VOCAB_SIZE) for _ in index] + [0] * padding,
             "out_loc": slots + [DUMMY_SLOT] * padding,
-            "cu_seqlens_k": [0, *accumulate(seq_lens)],
-            "positions": positions,
+            "cu_seqlens_k": cu_seqlens(seq_lens),
+            "positions": plus(seq_lens, -1),
             "seq_lens": seq_lens,
+            "page_table": rows(self._page_table[:, :max_seqlen_k], index + [0] * padding),
         }
-        sources = {name: torch.tensor(row, dtype=torch.int32, device=self.device) for name, row in host.items()}
-        sources["page_table"] = self._page_table[rows + [0] * padding, :max_seqlen_k].to(self.device)
-        return Step(running, bs, max_seqlen_k, sources)
+        return Step(running, bs, max_seqlen_k, made_of, make_each(made_of))

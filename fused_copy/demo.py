@@ -1,4 +1,7 @@
-"""The demo: the static buffers of a decode loop's CUDA graphs, filled by six ``copy_`` calls and by one ``replay``.
+"""The demo: the static buffers of a decode loop's CUDA graphs, filled by torch's operators and by one ``replay``.
+
+A step begins as Python lists and as rows of a page table. Torch's operators make six tensors of them, and copy each;
+``replay`` does both in one launch.
 
 Each way fills its own set of buffers, which its own graphs consume (on a CPU the same model runs eagerly). After every
 step the two sets must be the same to the last byte, and so must what the graphs computed from them.
@@ -10,26 +13,33 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import islice
 from statistics import fmean, median
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 import fused_copy
-from fused_copy.decode import DecodeLoop, Step, capture_buffers, copy_each
-from fused_copy.timing import gpu_us, launches
+from fused_copy.decode import DecodeLoop, Step, capture_buffers, copy_each, make_each
+from fused_copy.sources import Source
 
 Tensors = Mapping[str, torch.Tensor]
+Sources = Mapping[str, Source]
 
 POISON = 0x5A5A5A5A
 """What the static buffers hold before the first step: no token, slot, position or length of the loop."""
 
 
+def make_and_copy(buffers: Tensors, made_of: Sources) -> None:
+    """The fill by torch's operators."""
+    copy_each(buffers, make_each(made_of))
+
+
 class Way:
     """One way to fill static buffers, with its own buffers, its own graphs and its host time in us per step."""
 
-    def __init__(self, label: str, fill: Callable[[Tensors, Tensors], None], loop: DecodeLoop) -> None:
+    def __init__(self, label: str, fill: Callable[[Tensors, Sources], None], loop: DecodeLoop) -> None:
         self.label = label
         self.fill = fill
         self.buffers = capture_buffers(loop.max_bs, loop.max_seq_len, loop.device)
@@ -52,7 +62,7 @@ class Way:
         if self.graphs:
             torch.cuda.synchronize()  # a full launch queue would be timed as host work
         start = time.perf_counter_ns()
-        self.fill(self.buffers, step.sources)
+        self.fill(self.buffers, step.made_of)
         self.host_us.append((time.perf_counter_ns() - start) / 1e3)
         if self.graphs:
             self.graphs[step.bs].replay()
@@ -73,10 +83,11 @@ class Way:
 def run(*, steps: int, seed: int, device: str) -> int:
     """Run ``steps`` decode steps on ``device``, print what each way cost, and return 0 if every step matched."""
     loop = DecodeLoop(seed=seed, device=device)
-    classic, fused = Way("six slices + copy_", copy_each, loop), Way("fused_copy.replay", fused_copy.replay, loop)
+    classic, fused = Way("torch's operators", make_and_copy, loop), Way("fused_copy.replay", fused_copy.replay, loop)
     print(f"{_device_name(loop.device)}, torch {torch.__version__}")
     print(f"decode loop: up to {loop.max_bs} requests, page table buffer {loop.max_bs} x {loop.max_seq_len}, ", end="")
     print(f"{len(fused.graphs)} CUDA graphs a way" if fused.graphs else "no CUDA graphs")
+    print("a step begins as lists of ids, slots, lengths and rows, and a page table, and ends in six buffers")
 
     batch_sizes: set[int] = set()
     widths: set[int] = set()
@@ -133,7 +144,7 @@ def _show_progress(done: int, steps: int, step: Step) -> None:
 
 
 def _print_costs(ways: tuple[Way, Way], step_bytes: float, step: Step) -> None:
-    """Print one row per way and their ratio; ``step`` is the one whose launches and GPU time are measured."""
+    """Print one row per way and their ratio; ``step`` is the one whose calls, launches and GPU time are counted."""
     warm_up = len(ways[0].host_us) // 10
     host_us = [sorted(way.host_us[warm_up:]) for way in ways]
     columns = [
@@ -142,9 +153,11 @@ def _print_costs(ways: tuple[Way, Way], step_bytes: float, step: Step) -> None:
         ["host us/step", *(f"{median(times):.1f}" for times in host_us), _ratio(*map(median, host_us))],
         ["p10-p90", *(f"{_quantile(times, 0.1):.1f}-{_quantile(times, 0.9):.1f}" for times in host_us), ""],
     ]
+    calls = _torch_calls(ways[0], step), 1  # replay itself
+    columns.insert(1, ["calls/step", *map(str, calls), _ratio(*calls)])
     if ways[0].graphs:
         counts, times = zip(*(_gpu_cost(way, step) for way in ways), strict=True)
-        columns.insert(1, ["launches/step", *map(str, counts), _ratio(*counts)])
+        columns.insert(2, ["launches/step", *(f"{count:.0f}" for count in counts), _ratio(*counts)])
         columns.append(["GPU us, last step", *(f"{us:.2f}" for us in times), _ratio(*times)])
     widths = [max(map(len, column)) for column in columns]
     for label, *cells in zip(*columns, strict=True):
@@ -152,14 +165,35 @@ def _print_costs(ways: tuple[Way, Way], step_bytes: float, step: Step) -> None:
 
 
 def _ratio(classic: float, fused: float) -> str:
-    return f"{classic / fused:.1f}x"
+    return f"{classic / fused:.1f}x" if fused else ""  # a profiler may see nothing of a GPU
 
 
 def _quantile(ordered: list[float], q: float) -> float:
     return ordered[round(q * (len(ordered) - 1))]
 
 
-def _gpu_cost(way: Way, step: Step) -> tuple[int, float]:
-    """Launches (kernels and memcpys) and GPU time in us of one fill."""
-    fill = partial(way.fill, way.buffers, step.sources)
-    return launches(fill), gpu_us([fill]).median
+def _torch_calls(way: Way, step: Step) -> int:
+    """The calls of torch's functions that Python makes for one fill by its operators."""
+
+    class Counter(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += func.__name__ != "__get__"  # of an attribute
+            return func(*args, **(kwargs or {}))
+
+    counter = Counter()
+    with counter:
+        way.fill(way.buffers, step.made_of)
+    return counter.calls
+
+
+def _gpu_cost(way: Way, step: Step) -> tuple[float, float]:
+    """Launches (kernels, memcpys and memsets) and GPU time in us of one fill."""
+    fills = 10
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(fills):
+            way.fill(way.buffers, step.made_of)
+        torch.cuda.synchronize()
+    events = [e for e in profiler.events() or () if "CUDA" in str(e.device_type) and "Sync" not in e.name]
+    return len(events) / fills, sum(e.time_range.elapsed_us() for e in events) / fills

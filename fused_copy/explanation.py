@@ -7,12 +7,17 @@ from dataclasses import dataclass
 import torch
 
 from fused_copy._library import _C
-from fused_copy.ops import Fills, Tensors, in_order
+from fused_copy.ops import Fills, Sources, Tensors, flatten, in_order, unflatten
+from fused_copy.sources import extent_of
 
 
 @dataclass(frozen=True)
 class PairPlan:
-    """How one pair is written. Shapes are in elements; ``bytes`` is what is written, fill included."""
+    """How one pair is written. Shapes are in elements; ``bytes`` is what is written at most, fill included.
+
+    ``src_shape`` is that of the corner, ``src_dtype`` that of the tensor or array, the table, or what is added to or
+    summed up. Python's numbers count as the dtype that they become.
+    """
 
     index: int
     name: str | None
@@ -62,8 +67,10 @@ class Explanation:
         return "\n".join([launches + parameters, *lines])
 
 
-def explain(dst: Tensors, src: Tensors, fill: Fills | None = None) -> Explanation:
+def explain(dst: Tensors, src: Sources, fill: Fills | None = None) -> Explanation:
     """What :func:`fused_copy.replay` would do with these arguments, which it also checks. Nothing is written.
+
+    A pair's path says whether host values travel in the launch's parameters or through pinned memory.
 
     Raises:
         RuntimeError, TypeError, KeyError: as :func:`fused_copy.replay`.
@@ -78,8 +85,10 @@ def explain(dst: Tensors, src: Tensors, fill: Fills | None = None) -> Explanatio
         device=dst[0].device if len(dst) else None,
         parameter_bytes=tuple(parameter_bytes),
         pairs=tuple(
-            PairPlan(i, names[i] if names else None, tuple(s.shape), tuple(d.shape), s.dtype, d.dtype, path, size)
-            for i, (d, s, (path, size)) in enumerate(zip(dst, src, paths, strict=True))
+            PairPlan(i, names[i] if names else None, shape, tuple(d.shape), dtype, d.dtype, path, size)
+            for i, (d, (shape, dtype), (path, size)) in enumerate(
+                zip(dst, map(extent_of, unflatten(*flatten(dst, src)), dst), paths, strict=True)
+            )
         ),
     )
 

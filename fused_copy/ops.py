@@ -6,17 +6,16 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C, missing
-from fused_copy.sources import TYPES, Source, cu_seqlens, plus, rows
+from fused_copy.sources import TYPES, Fill, Source, as_tensor, cu_seqlens, extent_of, plus, rows
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
 Sources = Iterable[Source] | Mapping[str, Source]
-Fill = float | Literal["last"] | None
 Fills = Iterable[Fill] | Mapping[str, Fill]
 Names = tuple[str, ...] | None
 
@@ -35,24 +34,40 @@ def replay(dst: Tensors, src: Sources, fill: Fills | None = None) -> None:
     Args:
         dst: static buffers, whole: any iterable, or a mapping whose names then appear in errors. Any strides whose
             elements do not overlap. All on one device, CPU or CUDA.
-        src: one tensor for each destination, in the same order or under the same names, with as many dimensions as its
-            destination and at most its size in each. Any non-negative strides. On the destinations' device, or in
-            pinned host memory where that is a GPU.
-        fill: one number or None for each destination, or a mapping of names to numbers. A number is what the rest of
-            the destination becomes; with None every byte outside the corner stays as it was. The nearest number that a
-            dtype holds is ``float(torch.tensor(0.1, dtype=dtype))``.
+        src: one source for each destination, in the same order or under the same names, with as many dimensions as its
+            destination and at most its size in each. A tensor of any non-negative strides, on the destinations' device,
+            or in pinned host memory where that is a GPU; or, in any mix:
+
+            - host values: a list or a tuple of numbers for one dimension, a NumPy array, a CPU tensor that is not
+              pinned; a number, for a destination of one element. They are taken at the call, so they may be changed or
+              freed right after it.
+            - None: that destination stays as it is, its fill left out too.
+            - :class:`fused_copy.rows`, :class:`fused_copy.cu_seqlens` or :class:`fused_copy.plus`, made in the launch.
+        fill: one number, ``"last"`` or None for each destination, or a mapping of names to these. A number is what the
+            rest of the destination becomes; with None every byte outside the corner stays as it was. The nearest number
+            that a dtype holds is ``float(torch.tensor(0.1, dtype=dtype))``. With ``"last"`` the rest of a destination
+            of one dimension becomes the last value that its source yields. Where none is left, as of rows that are none
+            to the GPU, the rest stays; where the host sees that there is none, it is an error.
 
     The dtypes of a pair are the same, copied bit for bit, or two among bool, uint8, int8, int16, int32, int64, float16,
-    bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`.
+    bfloat16, float32 and float64, with the values of :meth:`torch.Tensor.copy_`. Python's numbers become the
+    destination's dtype as :func:`torch.tensor` makes them; integers must fit it.
 
     The launch goes to the current stream of the destinations' device, and is recorded where that stream is capturing.
     It does not synchronize, allocate device memory or wait. A source may be freed right after the call; the contents of
     a pinned one must stay until the copy has run. Under capture, keep sources alive for the graph's life.
 
+    Host values for a GPU travel in the launch's own parameters, which take 32,764 bytes less what describes the copy.
+    More go through pinned memory from torch's allocator, which is used again once the GPU has read it: no call
+    allocates in steady state. A graph keeps the values that it was captured with until :meth:`GraphCopy.update` names
+    others.
+
     Raises:
-        RuntimeError: the input breaks one of the rules above, tensors overlap, a destination requires grad while grad
-            mode is on, or CUDA refuses the launch. The text names the pair. Nothing is written.
-        TypeError: an argument is not a tensor, or a fill not a number that a float holds exactly.
+        RuntimeError: the input breaks one of the rules above, tensors overlap, a number does not fit its dtype, an
+            index that the host can see lies beyond its table, a destination requires grad while grad mode is on, CUDA
+            refuses the launch, or there is no pinned memory for values that a launch does not hold. The text names the
+            pair, and the part of a source that is made of several. Nothing is written.
+        TypeError: an argument is none of these, or a fill not a number that a float holds exactly.
         KeyError: the mappings have different names.
     """
     replay_in_order(*in_order(dst, src, fill))
@@ -69,9 +84,7 @@ def replay_in_order(
         replay_dispatched(dst, src, fill)
 
 
-def replay_dispatched(
-    dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None
-) -> None:
+def replay_dispatched(dst: Sequence[torch.Tensor], src: Sequence[Source], fill: Sequence[Fill] | None) -> None:
     """For calls that the binary's fast path does not take: tensor subclasses, modes, transforms, traced code."""
     last = None if fill is None else [number == "last" for number in fill]
     numbers = None if fill is None else [None if number == "last" else number for number in fill]
@@ -82,7 +95,7 @@ def replay_dispatched(
 
 
 def flatten(dst: Sequence[torch.Tensor], src: Sequence[Source]) -> tuple[list[str], list[torch.Tensor], list[int]]:
-    """Sources as ``torch.ops.fused_copy.replay_from`` takes them: what each one is, their tensors, a number for each."""
+    """Sources as ``torch.ops.fused_copy.replay_from`` takes them: what each is, their tensors, a number for each."""
     names: list[str] = []
     parts: list[torch.Tensor] = []
     numbers: list[int] = []
@@ -92,23 +105,28 @@ def flatten(dst: Sequence[torch.Tensor], src: Sequence[Source]) -> tuple[list[st
             names.append("none")
         elif isinstance(source, rows):
             names.append("rows" if source.lengths is None else "rows_lengths")
-            parts += [source.table, _host(source.index)]
+            parts += [source.table, as_tensor(source.index)]
             number = source.page_size
             if isinstance(source.lengths, rows):
+                if source.lengths.lengths is not None or source.lengths.page_size != 1:
+                    raise TypeError(
+                        f"fused_copy: lengths of pair {pair} are rows with lengths or pages of their own: expected "
+                        "rows(table, index) alone"
+                    )
                 names[-1] = "rows_lengths_rows"
-                parts += [source.lengths.table, _host(source.lengths.index)]
+                parts += [as_tensor(source.lengths.table), as_tensor(source.lengths.index)]
             elif source.lengths is not None:
-                parts.append(_host(source.lengths))
+                parts.append(as_tensor(source.lengths))
         elif isinstance(source, cu_seqlens):
             names.append("cu_seqlens")
-            parts.append(_host(source.lengths))
+            parts.append(as_tensor(source.lengths))
         elif isinstance(source, plus):
             names.append("plus")
-            parts.append(_host(source.source))
+            parts.append(as_tensor(source.source))
             number = source.n
         else:
             names.append("tensor")
-            parts.append(source if pair >= len(dst) else _host(source, dst[pair]))
+            parts.append(as_tensor(source, dst[pair] if pair < len(dst) else None))
         numbers.append(number)
     return names, parts, numbers
 
@@ -129,20 +147,10 @@ def unflatten(names: Sequence[str], parts: Sequence[torch.Tensor], numbers: Sequ
         else:
             table, index = next(left), next(left)
             lengths: Any = None if name == "rows" else next(left)
-            made.append(rows(table, index, rows(lengths, next(left)) if name == "rows_lengths_rows" else lengths, number))
+            made.append(
+                rows(table, index, rows(lengths, next(left)) if name == "rows_lengths_rows" else lengths, number)
+            )
     return made
-
-
-def _host(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
-    """Host values as a CPU tensor, of the destination's dtype where they are Python's numbers."""
-    if isinstance(values, torch.Tensor):
-        return values
-    dtype = torch.int64 if destination is None else destination.dtype
-    if isinstance(values, (list, tuple)):
-        return torch.tensor(values, dtype=dtype)
-    if destination is not None and isinstance(values, (int, float)):
-        return torch.full(destination.shape, values, dtype=dtype)
-    return torch.as_tensor(values)
 
 
 def in_order(
@@ -163,9 +171,7 @@ def in_order(
     return names, destinations, _by_name(names, src), fills
 
 
-def bound_in_order(
-    dst: Tensors, fill: Fills | None
-) -> tuple[Names, Sequence[torch.Tensor], Sequence[Fill] | None]:
+def bound_in_order(dst: Tensors, fill: Fills | None) -> tuple[Names, Sequence[torch.Tensor], Sequence[Fill] | None]:
     """The part of a call's arguments that a plan binds, as :func:`in_order`."""
     if isinstance(dst, (list, tuple)) or not isinstance(dst, Mapping):
         destinations = dst if isinstance(dst, (list, tuple)) else _sequence(dst, "destination")
@@ -259,8 +265,11 @@ def _refuse_to_be_traced(*_: object) -> None:
 
 def _in_transform(op: Any, dst: list[torch.Tensor], src: Any, *others: Any) -> None:
     functorch = torch._C._functorch
-    named = (("destination", dst), ("source", src)) if op is torch.ops.fused_copy.replay else (
-        ("destination", dst), ("part", others[0]))
+    named = (
+        (("destination", dst), ("source", src))
+        if op is torch.ops.fused_copy.replay
+        else (("destination", dst), ("part", others[0]))
+    )
     for role, tensors in named:
         for number, tensor in enumerate(tensors):
             if (level := functorch.maybe_get_level(tensor)) > 0:
@@ -319,6 +328,8 @@ _register(
     ],
 )
 _register("no refusal of what torch.compile saved for backward and overwrites", _register_functionalize)
+
+
 def _fills(numbers: list[float | None] | None, last: list[bool] | None, count: int) -> list[Fill] | None:
     """What the two lists of the op say about each destination."""
     if numbers is None and last is None:
@@ -359,6 +370,19 @@ def _describe(tensor: torch.Tensor, written: bool, whole: bool) -> tuple[Any, ..
     )
 
 
+def _check_device(pair: int, role: str, source: torch.Tensor, to: torch.Tensor, first: torch.Tensor) -> None:
+    torch._check(
+        # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
+        to.device == first.device
+        and (source.device == to.device or (source.device.type == "cpu" and to.device.type == "cuda")),
+        lambda: (
+            f"fused_copy: {f'pair {pair}: source' if role == 'source' else f'{role} of pair {pair}'} is on "
+            f"{source.device} and the destination on {to.device}, destination 0 on {first.device}: pass tensors of one "
+            "device, or pinned sources for a GPU"
+        ),
+    )
+
+
 def _check_corner(pair: int, to: torch.Tensor, shape: Sequence[int]) -> None:
     torch._check(
         len(shape) == to.dim(),
@@ -386,15 +410,7 @@ getattr(inspect, "modulesbyfile", {})[__file__] = __name__
 def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[float | None] | None = None) -> None:
     # The planner's checks of what a fake tensor knows. Where sizes are symbolic, those of shapes are stated here.
     for pair, (to, source) in enumerate(zip(dst, src, strict=False)):
-        torch._check(
-            # A host source may be pinned, which only a real tensor can tell: the op itself checks it.
-            to.device == dst[0].device
-            and (source.device == to.device or (source.device.type == "cpu" and to.device.type == "cuda")),
-            lambda pair=pair, to=to, source=source: (
-                f"fused_copy: pair {pair}: source is on {source.device} and the destination on {to.device}, "
-                f"destination 0 on {dst[0].device}: pass tensors of one device, or pinned sources for a GPU"
-            ),
-        )
+        _check_device(pair, "source", source, to, dst[0])
         torch._check(
             source.dim() == to.dim(),
             lambda pair=pair, to=to, source=source: (
@@ -415,6 +431,18 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
         _check_corner(pair, to, source.shape)
 
 
+_ROWS = ("table", "index")
+_PARTS = {
+    "none": (),
+    "tensor": ("source",),
+    "cu_seqlens": ("lengths",),
+    "plus": ("source",),
+    "rows": _ROWS,
+    "rows_lengths": (*_ROWS, "lengths"),
+    "rows_lengths_rows": (*_ROWS, "table of the lengths", "index of the lengths"),
+}
+
+
 @torch.library.register_fake("fused_copy::replay_from")
 def _replay_from_fake(
     dst: list[torch.Tensor],
@@ -424,7 +452,15 @@ def _replay_from_fake(
     fill: list[float | None] | None = None,
     fill_last: list[bool] | None = None,
 ) -> None:
-    # What the planner checks of tensors that are copied as they lie; of others their shapes.
+    # What the planner checks of tensors that are copied as they lie; of others their devices and shapes.
+    roles = [(pair, role) for pair, name in enumerate(src) for role in _PARTS.get(name, ())]
+    if not (len(dst) == len(src) == len(numbers)) or len(roles) != len(parts) or not _PARTS.keys() >= set(src):
+        raise RuntimeError(
+            f"fused_copy: got {len(dst)} destinations, {len(numbers)} numbers and {len(parts)} parts for sources {src}"
+            f": pass a number and a source for each destination, and the parts that these have: {_PARTS}"
+        )
+    for (pair, role), part in zip(roles, parts, strict=True):
+        _check_device(pair, role, part, dst[pair], dst[0])
     tensors, corners = [], {}
     sources = unflatten(src, parts, numbers)
     for pair, (to, source) in enumerate(zip(dst, sources, strict=True)):
@@ -432,15 +468,7 @@ def _replay_from_fake(
             tensors.append(source)
             continue
         tensors.append(to.new_empty([0] * to.dim()))
-        if isinstance(source, rows):
-            columns = source.table.shape[1:]
-            if source.page_size != 1:
-                columns = ((columns[0] + source.page_size - 1) // source.page_size,)
-            corners[pair] = (source.index.shape[0], *columns)
-        elif isinstance(source, cu_seqlens):
-            corners[pair] = (source.lengths.shape[0] + 1,)
-        elif isinstance(source, plus):
-            corners[pair] = source.source.shape
+        corners[pair], _ = extent_of(source, to)
     _replay_fake(dst, tensors, fill)
     for pair, shape in corners.items():
         _check_corner(pair, dst[pair], shape)

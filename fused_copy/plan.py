@@ -10,8 +10,8 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from fused_copy._library import _C
-from fused_copy.ops import Fill, Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
-from fused_copy.sources import Source
+from fused_copy.ops import Fills, Names, Tensors, bound_in_order, replay_in_order, sources_in_order
+from fused_copy.sources import Fill, Source
 
 StepSource = Source | Mapping[str, Source]
 """What a plan is called with: a source for each destination, or one mapping of all their names to sources."""
@@ -66,8 +66,9 @@ class Plan:
         doc="""``replay(step)`` or ``replay(*sources)`` copies every source into the leading corner of its destination,
         in one launch: a mapping by the destinations' names, in any order, or the sources in the destinations' order.
 
-        Shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`. What the attribute
-        yields is a C function that may be kept for the plan's life; ``torch.compile`` sees one that calls the op.
+        Sources, shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`. A list of
+        numbers is one source: ``plan.replay([7, 8], [3, 5])``. What the attribute yields is a C function that may be
+        kept for the plan's life; ``torch.compile`` sees one that calls the op.
         """,
     )
 
@@ -80,8 +81,8 @@ class Plan:
         Args:
             graph: the graph under capture, made with ``keep_graph=True``.
             sources: as for :meth:`replay`, one by one or as one mapping. The graph copies these until
-                :meth:`GraphCopy.update` names others. The returned object holds them, as a graph that is instantiated
-                anew begins with them.
+                :meth:`GraphCopy.update` names others: tensors as they are at each launch, host values as they are now.
+                The returned object holds them, as a graph that is instantiated anew begins with them.
 
         Raises:
             RuntimeError: as :meth:`replay`; the destinations are not on a GPU; the stream is not capturing; the graph
@@ -95,7 +96,9 @@ class Plan:
                 "fused_copy: capture needs plain destinations that one launch can copy to, and a torch whose tensors "
                 f"this package can read: {self._unbound_because}, torch {torch.__version__}"
             )
-        return GraphCopy(self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources, len(self.destinations)))))
+        return GraphCopy(
+            self, self._bound.capture(graph, tuple(sources_in_order(self.names, sources, len(self.destinations))))
+        )
 
     def __reduce__(self) -> tuple[type[Plan], tuple[Tensors, Fills | None]]:
         """Copies and pickles are made anew from destinations and fill."""
@@ -129,9 +132,11 @@ class GraphCopy:
     """A plan's copy inside a CUDA graph. Made by :meth:`Plan.capture`.
 
     ``update(step)`` or ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes,
-    strides and dtypes, as far as the plan allows. It launches nothing; launches already enqueued keep the sources they
-    had. Before the graph is instantiated it changes what every executable of the graph begins with, later the
-    executable alone.
+    strides, dtypes and kinds of sources, as far as the plan allows. It launches nothing; launches already enqueued keep
+    the sources they had. Host values are taken at the call, and reach the GPU as the node's parameters, without a
+    launch or a transfer of their own, unless there are more than these hold. What lies on the GPU needs no update where
+    its contents alone change, be it a tensor, a table, an index or lengths: each launch reads it anew. Before the graph
+    is instantiated an update changes what every executable of the graph begins with, later the executable alone.
 
     The sources of the last update are held until the next one, those that executables begin with as long as this object
     lives: keep it while the graph may be launched. It does not keep the graph: an update after that is gone raises.
@@ -142,7 +147,7 @@ class GraphCopy:
 
     ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph
     holds, while the graph is still being captured, after it was reset, where the copy was captured in another graph
-    than the one that was named, and where another thread is within it; TypeError where a source is not a plain tensor.
+    than the one that was named, and where another thread is within it; TypeError where it does, and for subclasses.
     The graph then stays as it was, unless CUDA itself refuses one of several nodes. A copy belongs to one capture:
     after ``graph.reset()`` capture a new one. Two threads must not update and launch one graph at the same time.
     """

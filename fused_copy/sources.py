@@ -1,9 +1,12 @@
-"""What may stand for a source beside a tensor: host values, rows of a table, sums of lengths, integers plus a number."""
+"""What may stand for a source beside a tensor: host values, rows of a table, sums of lengths, integers plus a number.
+
+Parts of theirs that are host values are taken at the call, as :func:`fused_copy.replay` says.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -12,9 +15,9 @@ from fused_copy._library import _C
 if TYPE_CHECKING:
     import numpy as np
 
-    Values = Union[torch.Tensor, np.ndarray, Sequence[int], Sequence[float]]
+    Values = torch.Tensor | np.ndarray | Sequence[int] | Sequence[float]
 else:
-    Values = Union[torch.Tensor, Sequence[int], Sequence[float]]
+    Values = torch.Tensor | Sequence[int] | Sequence[float]
 
 
 class rows(NamedTuple):
@@ -25,27 +28,30 @@ class rows(NamedTuple):
     One beyond the table that the host can see raises. Nothing is read outside of the table.
 
     Args:
-        table: of one dimension or more, any strides, on the destinations' device or in pinned memory. Its dtype is the
-            destination's, or both are int32 and int64.
+        table: a tensor of one dimension or more, any strides, on the destinations' device or in pinned memory. Its
+            dtype is the destination's, or each of the two is int32 or int64.
         index: one dimension, int32 or int64: a tensor on that device, a pinned one, or host values.
-        lengths: as ``index``, one for each row, or one-dimensional ``rows`` of a table of lengths. Of row ``i`` only the
-            first ``lengths[i]`` columns are in the corner. Lengths below zero count as zero, those beyond the table as
-            all of its columns.
-        page_size: for tables with a slot for each token: column ``j`` is ``table[index[i], j * page_size] // page_size``
-            (floor), of ``ceil(columns / page_size)`` columns, and lengths count tokens: ``ceil(length / page_size)``
-            columns. Integer tables of two dimensions.
+        lengths: as ``index``, one for each row, or one-dimensional ``rows`` of a table of lengths. Of row ``i`` only
+            the first ``lengths[i]`` columns are in the corner. Lengths below zero count as zero, those beyond the table
+            as all of its columns, those of "no row" as zero.
+        page_size: for tables of two dimensions with a slot for each token: column ``j`` is the page ``table[index[i],
+            j * page_size] // page_size`` (floor), of ``ceil(columns / page_size)`` columns, and lengths count tokens:
+            ``ceil(length / page_size)`` columns.
 
-    In a CUDA graph, table, index and lengths on the GPU are read anew at every replay.
+    In a CUDA graph, table, index and lengths on the GPU, or pinned, are read anew at every replay.
     """
 
     table: torch.Tensor
-    index: Values
+    index: Values  # type: ignore[assignment]  # hides the method of tuples
     lengths: Values | rows | None = None
     page_size: int = 1
 
 
 class cu_seqlens(NamedTuple):
     """Stands for a source: the sums ``[0, l0, l0 + l1, ...]`` of ``lengths``, one value more than these have.
+
+    With ``fill="last"`` the rest of the buffer becomes the total, as attention kernels want of padded rows: that these
+    have no tokens.
 
     Args:
         lengths: one dimension, integers: a tensor on the destinations' device, a pinned one, or host values.
@@ -68,8 +74,44 @@ class plus(NamedTuple):
     n: int
 
 
-Source = Union[torch.Tensor, rows, cu_seqlens, plus, Values, float, int, None]
+Source = Values | rows | cu_seqlens | plus | float | int | None
 """What may stand for a source: see :func:`fused_copy.replay`."""
+
+Fill = float | Literal["last"] | None
+"""What the rest of a destination becomes: a number, the last value that its source yields, or what it was."""
+
+
+def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
+    """Host values as a CPU tensor: for a destination of its dtype where they are Python's, and of its shape if one."""
+    if isinstance(values, torch.Tensor):
+        return values
+    if isinstance(values, (list, tuple, int, float)):
+        # Those that are no source by themselves are integers: floats show as such, to be refused.
+        dtype = destination.dtype if destination is not None else None if values else torch.int64
+        tensor = torch.tensor(values, dtype=dtype, device="cpu")
+        if tensor.dim() > 1:
+            raise TypeError("fused_copy: a list has lists in it: pass a tensor or an array")
+    else:
+        import numpy as np  # which torch does not need
+
+        # Of a copy, as torch takes no negative strides, and warns of memory that is read-only.
+        tensor = torch.as_tensor(np.array(values), device="cpu")
+    return tensor.expand_as(destination) if destination is not None and tensor.dim() == 0 else tensor
+
+
+def extent_of(source: Any, destination: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape of the corner that a source made of tensors has, and its dtype."""
+    if source is None:
+        return (0,) * destination.dim(), destination.dtype
+    kind = type(source)
+    first: torch.Tensor = source[0] if kind in TYPES else source
+    if kind is rows:
+        columns: Sequence[int] = first.shape[1:]
+        if source.page_size != 1:
+            columns = ((columns[0] + source.page_size - 1) // source.page_size,)
+        return (source.index.shape[0], *columns), first.dtype
+    return (first.shape[0] + 1,) if kind is cu_seqlens else tuple(first.shape), first.dtype
+
 
 TYPES = (rows, cu_seqlens, plus)
 _C.use_source_types(rows, cu_seqlens, plus)

@@ -35,9 +35,9 @@ def forgetting(forgotten):
     """A way that fills all buffers but one."""
 
     def forget(way, bs):
-        def fill(sources):
+        def fill(made_of):
             kept = way.buffers[forgotten].clone()
-            decode.copy_each(way.buffers, sources)
+            decode.copy_each(way.buffers, decode.make_each(made_of))
             way.buffers[forgotten].copy_(kept)
 
         return fill

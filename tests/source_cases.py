@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -55,8 +54,17 @@ def element_bytes(values: torch.Tensor) -> np.ndarray:
     return values.contiguous().unsqueeze(-1).view(torch.uint8).numpy()
 
 
-def add_pair(case: Case, rng: random.Random, what: str, shape: tuple[int, ...], dtype: torch.dtype, source: Any,
-             yields: torch.Tensor | None, taken: np.ndarray | None, fill: Any) -> None:
+def add_pair(
+    case: Case,
+    rng: random.Random,
+    what: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    source: Any,
+    yields: torch.Tensor | None,
+    taken: np.ndarray | None,
+    fill: Any,
+) -> None:
     """A destination with room beyond a corner of `shape`. `yields` is what the source yields, `taken` which of it."""
     room = [size + rng.choice((0, 1, 3)) for size in shape] if shape else []
     if isinstance(source, (int, float)):
@@ -150,13 +158,15 @@ def add_values(case: Case, rng: random.Random) -> None:
     shape = tuple(rng.choice((1, 2, 5, 33)) for _ in range(rng.choice((1, 2, 3))))
     of = rng.choice((torch.int64, torch.int32, torch.float32, torch.uint8, torch.bool, dtype))
     values = strided(rng, torch.randint(0, 2 if torch.bool in (of, dtype) else 100, shape).to(of))
-    source = values if case.device.type == "cuda" and (rng.random() < 0.5 or of == torch.bfloat16) else values
-    if of != torch.bfloat16 and (case.device.type == "cpu" or source is values and rng.random() < 0.5):
+    source: Any = values
+    if of != torch.bfloat16 and (case.device.type == "cpu" or rng.random() < 0.5):
         source = values.numpy()
         if rng.random() < 0.5:
             flipped = values.flip(0)
             source = flipped.numpy()[::-1]
-    add_pair(case, rng, f"an array of {of}", shape, dtype, source, values.to(dtype), None, some_fill(rng, len(shape) == 1))
+    add_pair(
+        case, rng, f"an array of {of}", shape, dtype, source, values.to(dtype), None, some_fill(rng, len(shape) == 1)
+    )
 
 
 def add_rows(case: Case, rng: random.Random) -> None:
@@ -183,7 +193,9 @@ def add_rows(case: Case, rng: random.Random) -> None:
     limits = [columns if row >= 0 else 0 for row in picked]
     lengths: Any = None
     if dims > 1 and rng.random() < 0.6:
-        wanted = [rng.choice((-3, 0, 1, 2, page, page + 1, width[0] - 1, width[0], width[0] + 5, 2**30)) for _ in range(n)]
+        wanted = [
+            rng.choice((-3, 0, 1, 2, page, page + 1, width[0] - 1, width[0], width[0] + 5, 2**30)) for _ in range(n)
+        ]
         if rng.random() < 0.4:
             at = [rng.randrange(n) for _ in range(n)]
             table = [0] * max(n, 1)
@@ -192,8 +204,10 @@ def add_rows(case: Case, rng: random.Random) -> None:
             wanted = [table[place] for place in at]
             at = [place if rng.random() < 0.8 else -1 for place in at]
             wanted = [number if place >= 0 else 0 for number, place in zip(wanted, at, strict=True)]
-            lengths = rows(on_device(case, rng, torch.tensor(table, dtype=rng.choice((torch.int32, torch.int64)))),
-                           integers(case, rng, at, (torch.int32, torch.int64)))
+            lengths = rows(
+                on_device(case, rng, torch.tensor(table, dtype=rng.choice((torch.int32, torch.int64)))),
+                integers(case, rng, at, (torch.int32, torch.int64)),
+            )
         else:
             lengths = integers(case, rng, wanted, (torch.int32, torch.int64))
         limits = [min(limit, max(0, -(-number // page))) for limit, number in zip(limits, wanted, strict=True)]
@@ -205,8 +219,17 @@ def add_rows(case: Case, rng: random.Random) -> None:
             taken[row, :limit] = True
     fill = some_fill(rng, dims == 1, any(row >= 0 for row in picked))
     source = rows(on_device(case, rng, values), index, lengths, page)
-    add_pair(case, rng, f"rows of {of} {list(values.shape)}, pages of {page}, lengths {lengths is not None}",
-             tuple(yields.shape), to, source, yields, taken, fill)
+    add_pair(
+        case,
+        rng,
+        f"rows of {of} {list(values.shape)}, pages of {page}, lengths {lengths is not None}",
+        tuple(yields.shape),
+        to,
+        source,
+        yields,
+        taken,
+        fill,
+    )
 
 
 def add_sums(case: Case, rng: random.Random) -> None:
@@ -230,16 +253,34 @@ def add_plus(case: Case, rng: random.Random) -> None:
     source: Any = on_device(case, rng, values)
     if len(shape) == 1 and rng.random() < 0.3:
         source, wrapped = values.tolist(), values.to(torch.int64) + number
-    add_pair(case, rng, f"{of} plus {number}", shape, to, plus(source, number), wrapped, None,
-             some_fill(rng, len(shape) == 1, shape[0] > 0))
+    add_pair(
+        case,
+        rng,
+        f"{of} plus {number}",
+        shape,
+        to,
+        plus(source, number),
+        wrapped,
+        None,
+        some_fill(rng, len(shape) == 1, shape[0] > 0),
+    )
 
 
 def add_tensor(case: Case, rng: random.Random) -> None:
     shape = rng.choice(((0,), (1,), (64,), (300,), (3, 40)))
     of, to = rng.choice(((torch.int32, torch.int32), (torch.int64, torch.int32), (torch.float32, torch.bfloat16)))
     values = torch.randint(0, 100, shape).to(of)
-    add_pair(case, rng, f"a tensor of {of}", shape, to, on_device(case, rng, values), values, None,
-             some_fill(rng, len(shape) == 1, shape[0] > 0))
+    add_pair(
+        case,
+        rng,
+        f"a tensor of {of}",
+        shape,
+        to,
+        on_device(case, rng, values),
+        values,
+        None,
+        some_fill(rng, len(shape) == 1, shape[0] > 0),
+    )
 
 
 def add_nothing(case: Case, rng: random.Random) -> None:
@@ -247,7 +288,13 @@ def add_nothing(case: Case, rng: random.Random) -> None:
 
 
 ADD: tuple[Callable[[Case, random.Random], None], ...] = (
-    add_values, add_rows, add_rows, add_sums, add_plus, add_tensor, add_nothing,
+    add_values,
+    add_rows,
+    add_rows,
+    add_sums,
+    add_plus,
+    add_tensor,
+    add_nothing,
 )
 
 

@@ -174,7 +174,7 @@ WRONG = {
     "size": lambda: ([torch.zeros(3)], [torch.ones(4)]),
     "dtypes": lambda: ([torch.zeros(3)], [torch.ones(3, dtype=torch.complex64)]),
     "meta": lambda: ([torch.zeros(3)], [torch.ones(3, device="meta")]),
-    "no tensor": lambda: ([torch.zeros(3)], [None]),
+    "no tensor": lambda: ([torch.zeros(3)], ["abc"]),
     "no list": lambda: (torch.zeros(3), 5),
     "requires grad": lambda: ([torch.zeros(3, requires_grad=True)], [torch.ones(3)]),
     "overlap": lambda: (lambda t: ([t[:4]], [t[2:5]]))(torch.zeros(8)),

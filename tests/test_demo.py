@@ -106,7 +106,8 @@ def test_demo_passes(capsys):
     out = capsys.readouterr().out
     assert "step 20/20" in out
     assert "every step matched" in out
-    assert "six slices + copy_" in out and "fused_copy.replay" in out
+    calls = {line[:17]: int(line[17:].split()[0]) for line in out.splitlines()[-3:-1]}
+    assert calls["torch's operators"] > 15 and calls["fused_copy.replay"] == 1
 
 
 @pytest.mark.parametrize("skipped", NAMES)

@@ -80,13 +80,14 @@ def test_lists_of_different_lengths(entry, n_dst, n_src):
     refuses(entry, dst, src, rf"\b{n_dst}\b", rf"\b{n_src}\b")
 
 
-@pytest.mark.parametrize("side", ["dst", "src"])
-def test_none_in_a_list(entry, side):
+@pytest.mark.parametrize("side, wrong", [("dst", None), ("src", object())], ids=["dst", "src"])
+def test_what_is_no_tensor_in_a_list(entry, side, wrong):
+    """None for a source leaves its pair out."""
     dst, src = among(torch.zeros(8), torch.ones(5))
-    (dst if side == "dst" else src)[3] = None
+    (dst if side == "dst" else src)[3] = wrong
     # torch.ops refuses it while it parses the arguments, with an error type of its own.
     exc = TypeError if entry.name != "op" else (TypeError, RuntimeError)
-    refuses(entry, dst, src, r"\bpair 3\b", "tensor", "none", exc=exc, told=False)
+    refuses(entry, dst, src, r"\bpair 3\b", "tensor", type(wrong).__name__, exc=exc, told=False)
 
 
 # --- sizes --------------------------------------------------------------------------------------------------------
@@ -861,9 +862,9 @@ def test_overlap_in_a_mapping_names_a_key():
     refuses_mapping(buffers, step, r"\bpair (1 \('out_loc'\)|3 \('positions'\))", "overlap")
 
 
-def test_none_in_a_mapping():
+def test_what_is_no_tensor_in_a_mapping():
     buffers, step = by_name()
-    step["seq_lens"] = None
+    step["seq_lens"] = object()
     refuses_mapping(buffers, step, "seq_lens", exc=TypeError)
 
 

@@ -2,19 +2,544 @@
 
 from __future__ import annotations
 
+import array
+import contextlib
+import operator
+import random
+import threading
+import warnings
+
+import numpy as np
 import pytest
-from source_cases import random_case
+import torch
+from cases import CAST_DTYPES
+from entries import OP, through_reference
+from hypothesis import given
+from hypothesis import strategies as st
+from mixes import name
+from source_cases import as_bytes, random_case
+from test_hazards import Recorder
+from test_iterables import Subclass
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_copy
+from fused_copy import backends, cu_seqlens, plus, rows
+from fused_copy.ops import flatten, unflatten
+
+INT = torch.int32
+TABLE = torch.arange(12, dtype=INT).view(3, 4)
 
 
-@pytest.mark.parametrize("way", ["function", "plan", "reference"])
-@pytest.mark.parametrize("seed", range(300))
-def test_random_calls(seed, way):
+def named(items):
+    return {f"pair {i}": item for i, item in enumerate(items)}
+
+
+def through_op(dst, src, fill):
+    numbers = [None if number == "last" else number for number in fill]
+    torch.ops.fused_copy.replay_from(dst, *flatten(dst, src), numbers, [number == "last" for number in fill])
+
+
+def through_fallback(dst, src, fill):
+    with fused_copy.backend("fallback"):
+        fused_copy.replay(dst, src, fill)
+
+
+def through_dispatcher(dst, src, fill):
+    with Recorder() as recorder:
+        fused_copy.replay(dst, src, fill)
+    plain = all(isinstance(source, torch.Tensor) for source in src) and "last" not in fill
+    op = torch.ops.fused_copy.replay if plain else torch.ops.fused_copy.replay_from
+    assert op.default in recorder.seen, "slipped past the mode"
+
+
+def through_subclasses(dst, src, fill):
+    """Everything of a source that is a tensor or can become one."""
+    names, parts, numbers = flatten(dst, src)
+    fused_copy.replay(dst, unflatten(names, [part.as_subclass(Subclass) for part in parts], numbers), fill)
+
+
+WAYS = {
+    "function": fused_copy.replay,
+    "names": lambda dst, src, fill: fused_copy.replay(named(dst), named(src), named(fill)),
+    "plan": lambda dst, src, fill: fused_copy.Plan(dst, fill).replay(*src),
+    "plan of names": lambda dst, src, fill: fused_copy.Plan(named(dst), named(fill)).replay(named(src)),
+    "op": through_op,
+    "dispatcher": through_dispatcher,
+    "subclasses": through_subclasses,
+    "reference": through_reference,
+    "fallback": through_fallback,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("seeds", range(0, 200, 10))
+def test_random_calls(seeds, way):
+    fallbacks = fused_copy.fallbacks()
+    for seed in range(seeds, seeds + 10):
+        case = random_case(seed, "cpu")
+        WAYS[way](case.dst, case.src, case.fill)
+        case.check()
+    assert fused_copy.fallbacks() == fallbacks, "one launch can do all of them"
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_plan_of_one_destination_takes_its_source_bare(seed):
+    """A list or a tuple, which would pass for the list of all sources."""
+    case = random_case(seed, "cpu", pairs=1)
+    plan = fused_copy.Plan(case.dst, case.fill)
+    for _ in range(2):
+        case.rewind()
+        plan.replay(*case.src)
+        case.check()
+
+
+def test_a_plans_next_call_reads_its_sources_anew():
+    plan = fused_copy.Plan([torch.zeros(6, dtype=INT), torch.zeros(3, 4, dtype=INT)], ["last", 9])
+    for n in (3, 0, 2, 5):
+        lengths = list(range(n))
+        plan.replay(cu_seqlens(lengths), rows(TABLE, [n % 3], [n]))
+        sums = [0, *np.cumsum(lengths, dtype=int).tolist()]
+        assert plan.destinations[0].tolist() == sums + [sums[-1]] * (5 - n)
+        first = (TABLE[n % 3, :n].tolist() + [9] * 4)[:4]
+        assert plan.destinations[1].tolist() == [first, [9] * 4, [9] * 4]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_calls_compiled(seed):
     case = random_case(seed, "cpu")
-    if way == "plan":
-        fused_copy.Plan(case.dst, case.fill).replay(*case.src)
-    else:
-        with fused_copy.backend("reference" if way == "reference" else "fused"):
-            fused_copy.replay(case.dst, case.src, case.fill)
-    case.check()
+    src = unflatten(*flatten(case.dst, case.src))  # tensors, as others are constants of the graph
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def step(dst, src):
+        fused_copy.replay(dst, src, case.fill)
+
+    for _ in range(2):
+        case.rewind()
+        step(case.dst, src)
+        case.check()
+
+
+def test_sources_made_in_compiled_code():
+    counted = CompileCounterWithBackend("aot_eager")
+    buffers = {
+        "table": torch.zeros(8, 4, dtype=INT),
+        "sums": torch.zeros(9, dtype=INT),
+        "next": torch.zeros(8, dtype=INT),
+        "host": torch.zeros(4),
+        "as it is": torch.zeros(13),
+    }
+    plan = fused_copy.Plan(buffers, fill={"table": -1, "sums": "last", "host": 2})
+
+    @torch.compile(fullgraph=True, dynamic=True, backend=counted)
+    def step(table, index, lengths):
+        plan.replay(
+            {
+                "table": rows(table, index, rows(lengths, index), 2),
+                "sums": cu_seqlens(lengths=lengths),
+                "next": plus(lengths, 1),
+                "host": [0.5, 1],
+                "as it is": None,
+            }
+        )
+
+    for index, lengths in [([2, 0], [1, 3, 6]), ([1, 1, -1, 2], [5, 5, 8, 1, 0])]:
+        table = torch.arange(8 * len(lengths), dtype=INT).view(len(lengths), 8)
+        step(table, torch.tensor(index), torch.tensor(lengths))
+        pages = [([int(table[i, 2 * j]) // 2 for j in range((lengths[i] + 1) // 2)] if i >= 0 else []) for i in index]
+        pages += [[]] * (8 - len(index))
+        assert buffers["table"].tolist() == [(row + [-1] * 4)[:4] for row in pages]
+        sums = [0, *np.cumsum(lengths).tolist()]
+        assert buffers["sums"].tolist() == sums + [sums[-1]] * (9 - len(sums))
+        assert buffers["next"][: len(lengths)].tolist() == [length + 1 for length in lengths]
+        assert buffers["host"].tolist() == [0.5, 1, 2, 2]
+        assert buffers["as it is"].tolist() == [0] * 13
+    assert counted.frame_count == 1, "sizes are no constants"
+
+
+def test_opcheck():
+    dst = [torch.zeros(4, 4, dtype=INT), torch.zeros(8, dtype=INT), torch.zeros(3, dtype=INT), torch.zeros(2)]
+    index = torch.tensor([1, -1])
+    src = [rows(TABLE, index, rows(index, index)), cu_seqlens(index), plus(index, 3), None]
+    torch.library.opcheck(
+        torch.ops.fused_copy.replay_from.default,
+        (dst, *flatten(dst, src), [1.0, None, None, 2.0], [False, True, False, False]),
+    )
+
+
+# --- host values, against torch's own reading of them -------------------------------------------------------------
+
+
+def numbers_for(dtype):
+    """Lists of Python numbers whose values in this dtype are defined."""
+    if dtype == torch.bool:
+        return st.lists(st.booleans() | st.integers(0, 1) | st.floats(allow_nan=False))
+    if dtype.is_floating_point:
+        top = torch.finfo(dtype).max  # beyond it torch refuses some, and makes others infinite
+        floats = st.floats(-top, top) | st.sampled_from([float("inf"), -float("inf"), -0.0, 1e-30])
+        return st.lists(floats | st.integers(-int(min(top, 2**63)), int(min(top, 2**63 - 1))) | st.booleans())
+    limits = torch.iinfo(dtype)
+    floats = st.floats(float(limits.min), limits.max if limits.bits < 64 else float(np.nextafter(2.0**63, 0)))
+    return st.lists(st.integers(limits.min, limits.max) | floats | st.booleans())
+
+
+@pytest.mark.parametrize("call", [fused_copy.replay, through_reference], ids=["fused", "reference"])
+@pytest.mark.parametrize("dtype", sorted(CAST_DTYPES, key=name), ids=name)
+@given(data=st.data())
+def test_any_list_becomes_what_torch_makes_of_it(call, dtype, data):
+    numbers = data.draw(numbers_for(dtype))
+    expected = torch.tensor(numbers, dtype=dtype)
+    dst = torch.zeros(len(numbers) + 1, dtype=dtype)
+    call([dst], [data.draw(st.sampled_from([list, tuple]))(numbers)], [1])
+    assert np.array_equal(as_bytes(dst), as_bytes(torch.cat([expected, torch.ones(1, dtype=dtype)])))
+
+
+@pytest.mark.parametrize("of", sorted(CAST_DTYPES - {torch.bfloat16}, key=name), ids=name)
+@pytest.mark.parametrize("to", sorted(CAST_DTYPES, key=name), ids=name)
+def test_any_array_is_cast_as_copy_does(of, to):
+    """Of any strides, at any address, read-only."""
+    values = torch.randint(0, 100, (6, 5)).to(of)
+    numbers = values.numpy()
+    odd = np.frombuffer(b"\0" + numbers.tobytes(), dtype=numbers.dtype, offset=1).reshape(6, 5)
+    assert not odd.flags.aligned or of.itemsize == 1
+    for make in (lambda a: a, lambda a: a.T, lambda a: a[::-1, ::-2], lambda a: a[1:1]):
+        for way in (fused_copy.replay, through_reference):
+            dst, expected = torch.full((2, 6, 6), 7).to(to), torch.full((6, 6), 7).to(to)
+            source = make(numbers)
+            expected[tuple(slice(0, size) for size in source.shape)].copy_(torch.from_numpy(source.copy()))
+            way([dst[0], dst[1]], [source, make(odd)])
+            assert torch.equal(dst[0], expected)
+            assert torch.equal(dst[1], expected)
+
+
+class Index:
+    def __init__(self, number):
+        self.number = number
+
+    def __index__(self):
+        return self.number
+
+
+NUMBERS = [7, 7.9, np.int64(7), np.float32(7), np.array(7), np.bool_(True), True, Index(7)]
+IN_ONE_DIMENSION = [(7.9,), [np.int16(7)], [Index(7)], array.array("q", [7]), memoryview(b"\7"), np.array([7.9])]
+
+
+@pytest.mark.parametrize(
+    "way", [fused_copy.replay, lambda dst, src: fused_copy.Plan(dst).replay(*src)], ids=["function", "plan"]
+)
+def test_a_number_in_every_form(way):
+    for number in NUMBERS:
+        for shape in ((), (1,), (1, 1)):
+            dst = torch.zeros(shape, dtype=INT)
+            way([dst], [number])
+            assert dst.sum() == int(operator.index(number) if isinstance(number, Index) else number), (number, shape)
+    for numbers in IN_ONE_DIMENSION:
+        dst = torch.zeros(1, dtype=INT)
+        way([dst], [numbers])
+        assert dst.tolist() == [7], numbers
+        for shape in ((), (1, 1)):
+            dst = torch.zeros(shape, dtype=INT)
+            with pytest.raises(RuntimeError, match=f"expected {len(shape)} dimensions, got 1"):
+                way([dst], [numbers])
+            assert not dst.any()
+
+
+# --- what happens around the call ---------------------------------------------------------------------------------
+
+
+def test_values_are_taken_at_the_call():
+    dst = [torch.zeros(3, dtype=INT) for _ in range(4)]
+    src = [[1, 2, 3], np.array([1, 2, 3]), torch.tensor([1, 2, 3]), array.array("i", [1, 2, 3])]
+    fused_copy.replay(dst, src)
+    for source in src:
+        for i in range(3):
+            source[i] = 9
+    assert [d.tolist() for d in dst] == [[1, 2, 3]] * 4
+
+
+def test_a_list_that_another_thread_changes():
+    """Copied as it was at one moment, or refused as it was at one."""
+    dst, items, done = torch.zeros(8, dtype=INT), [1], threading.Event()
+
+    def change():
+        rng = random.Random(0)
+        while not done.is_set():
+            n = rng.randrange(1, 12)
+            items[:] = [n] * n
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        refused = 0
+        for _ in range(3000):
+            dst.zero_()
+            try:
+                fused_copy.replay([dst], [items], [77])
+            except RuntimeError:
+                refused += 1
+                assert not dst.any()
+            else:
+                n = int(dst[0])
+                assert dst.tolist() == [n] * n + [77] * (8 - n)
+    finally:
+        done.set()
+        thread.join()
+    assert refused < 3000
+
+
+class Meddler:
+    """A number whose reading does something."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __index__(self):
+        self.act()
+        return 5
+
+
+def test_a_number_that_changes_the_list_it_is_in():
+    dst = torch.zeros(6, dtype=INT)
+    items = [1, Meddler(lambda: items.clear()), 3]
+    fused_copy.replay([dst], [items], [9])
+    assert dst.tolist() == [1, 5, 3, 9, 9, 9]
+    assert items == []
+
+
+def test_a_number_that_copies():
+    dst, other = torch.zeros(6, dtype=INT), torch.zeros(6, dtype=INT)
+    fused_copy.replay([dst], [[1, Meddler(lambda: fused_copy.replay([other], [[7, 8]])), 3]])
+    assert dst.tolist() == [1, 5, 3, 0, 0, 0]
+    assert other.tolist() == [7, 8, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("victim", ["destination", "table", "index", "tensor"])
+def test_a_number_that_frees_what_the_call_reads(victim):
+    tensors = {
+        "destination": torch.zeros(6, dtype=INT),
+        "table": TABLE.clone(),
+        "index": torch.tensor([1]),
+        "tensor": torch.ones(3, dtype=INT),
+    }
+    number = Meddler(lambda: tensors[victim].untyped_storage().resize_(0))
+    dst = [torch.zeros(6, dtype=INT), torch.zeros(1, 4, dtype=INT), torch.zeros(3, dtype=INT)]
+    if victim == "destination":
+        dst[0] = tensors["destination"]
+    with pytest.raises(RuntimeError, match=r"0 are there: it was freed or resized"):
+        fused_copy.replay(dst, [[1, number], rows(tensors["table"], tensors["index"]), tensors["tensor"]])
+    assert not any(d.any() for d in dst if d.untyped_storage().nbytes())
+
+
+def test_a_number_that_moves_a_plans_destination():
+    dst = torch.zeros(6, dtype=INT)
+    plan = fused_copy.Plan([dst])
+    with pytest.raises(RuntimeError, match="bind a new plan"):
+        plan.replay([1, Meddler(lambda: dst.set_(torch.zeros(6, dtype=INT)))])
+    assert not dst.any()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("dtype", [INT, torch.float32, torch.int8, torch.bool], ids=name)
+def test_what_a_number_raises_is_what_the_call_raises(dtype, error):
+    def act(*_):
+        raise error
+
+    floating = type("Float", (), {"__float__": act})()
+    dst, table = torch.zeros(4, dtype=dtype), torch.ones(2, 2, dtype=INT)
+    for source in ([1, Meddler(act)], [1, floating], Meddler(act)):
+        with pytest.raises(error):
+            fused_copy.replay([dst if isinstance(source, list) else dst[:1]], [source])
+    pages = torch.zeros(2, 2, dtype=INT)
+    for source in (
+        rows(table, [0, Meddler(act)]),
+        rows(table, [0], [Meddler(act)]),
+        rows(table, [0], None, Meddler(act)),
+    ):
+        with pytest.raises(error):
+            fused_copy.replay([dst, pages], [None, source])
+    with pytest.raises(error):
+        fused_copy.replay([pages[0]], [plus([1], Meddler(act))])
+    assert not dst.any()
+    assert not pages.any()
+
+
+def test_fake_sources():
+    with FakeTensorMode():
+        dst = [torch.zeros(2, 4, dtype=INT), torch.zeros(4, dtype=INT)]
+        table, index = torch.zeros(3, 4, dtype=INT), torch.zeros(2, dtype=INT)
+        fused_copy.replay(dst, [rows(table, index, rows(index, index)), [1, 2]], [1, "last"])
+        for source, text in [
+            (rows(table, torch.zeros(3, dtype=INT)), r"pair 0: source has shape \(3, 4\)"),
+            (rows(table, index, None, 5), None),
+            (cu_seqlens(index), r"pair 0: source has shape \(3,\)"),
+            (plus(torch.zeros(2, 5, dtype=INT), 1), r"pair 0: source has shape \(2, 5\)"),
+            ([1, 2], "pair 0"),
+        ]:
+            if text is None:
+                fused_copy.replay(dst, [source, None])
+                continue
+            with pytest.raises(RuntimeError, match=text):
+                fused_copy.replay(dst, [source, None])
+
+
+@pytest.mark.parametrize(
+    "names, parts, numbers",
+    [
+        (["what"], 1, [0]),
+        (["rows"], 1, [0]),
+        (["tensor"], 2, [0]),
+        (["tensor"], 1, []),
+        (["tensor", "none"], 1, [0, 0]),
+    ],
+)
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+def test_lists_of_the_op_that_do_not_fit(names, parts, numbers, fake):
+    dst = torch.zeros(2)
+    mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else contextlib.nullcontext()
+    told = "^fused_copy: " if fake or OP.tells_why else ""
+    with mode, pytest.raises(RuntimeError, match=told):
+        torch.ops.fused_copy.replay_from([dst], names, [torch.ones(2)] * parts, numbers)
+    assert not dst.any()
+
+
+@pytest.mark.parametrize("fill, last", [([1.0], [True, False]), ([1.0, None], [True]), (None, [True])])
+def test_fills_of_the_op_that_do_not_fit(fill, last):
+    dst = [torch.zeros(2), torch.zeros(2)]
+    if fill and len(fill) == 1:
+        dst = dst[:1]
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.ops.fused_copy.replay_from(dst, ["none"] * len(dst), [], [0] * len(dst), fill, last)
+
+
+# --- explain ------------------------------------------------------------------------------------------------------
+
+
+def test_explain_tells_of_every_source():
+    dst = {
+        "list": torch.zeros(8, dtype=INT),
+        "array": torch.zeros(2, 2),
+        "number": torch.zeros(1),
+        "none": torch.zeros(5),
+        "rows": torch.zeros(3, 4, dtype=INT),
+        "pages": torch.zeros(3, 4, dtype=torch.int64),
+        "sums": torch.zeros(5, dtype=INT),
+        "plus": torch.zeros(4, dtype=INT),
+    }
+    before = {key: d.clone() for key, d in dst.items()}
+    told = fused_copy.explain(
+        dst,
+        {
+            "list": [1, 2],
+            "array": np.zeros((2, 1)),
+            "number": 3.5,
+            "none": None,
+            "rows": rows(TABLE, [0, -1], [1, 2]),
+            "pages": rows(TABLE, torch.tensor([0]), rows([1], [0]), 3),
+            "sums": cu_seqlens(torch.tensor([1, 2])),
+            "plus": plus(torch.arange(3, dtype=torch.int16), 5),
+        },
+        {"list": "last", "rows": 1},
+    )
+    assert all(torch.equal(dst[key], before[key]) for key in dst), "explain wrote"
+    shapes = {pair.name: (pair.src_shape, pair.src_dtype) for pair in told.pairs}
+    assert shapes == {
+        "list": ((2,), INT),
+        "array": ((2, 1), torch.float64),
+        "number": ((1,), torch.float32),
+        "none": ((0,), torch.float32),
+        "rows": ((2, 4), INT),
+        "pages": ((1, 2), INT),
+        "sums": ((3,), torch.int64),
+        "plus": ((3,), torch.int16),
+    }
+    paths = {pair.name: pair.path for pair in told.pairs}
+    assert paths["none"] == "nothing to do"
+    for key, words in {
+        "list": ["values"],
+        "array": ["values"],
+        "number": ["values"],
+        "rows": ["rows", "cut at lengths", "fill", "values"],
+        "pages": ["pages of 3", "cut at lengths"],
+        "sums": ["sums of 2"],
+        "plus": ["integers plus 5"],
+    }.items():
+        assert all(word in paths[key] for word in words), paths[key]
+    assert str(told).count("\n") == len(dst) + 1
+
+
+def test_explain_refuses_what_goes_through_the_dispatcher():
+    with pytest.raises(TypeError, match="explain needs plain tensors"):
+        fused_copy.explain([torch.zeros(1, 4, dtype=INT)], [rows(TABLE, torch.tensor([1]).as_subclass(Subclass))])
+
+
+# --- fallback -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fallback():
+    backends._warned.clear()
+    with fused_copy.backend("fallback"):
+        yield
+    backends._warned.clear()
+
+
+def overlapping():
+    d = torch.arange(12, dtype=INT).view(3, 4)
+    return [d], [rows(d, [2, 1])], [[8, 9, 10, 11], [4, 5, 6, 7], [8, 9, 10, 11]], r"table of pair 0 shares memory"
+
+
+def added_in_place():
+    d = torch.arange(4, dtype=INT)
+    return [d], [plus(d, 1)], [1, 2, 3, 4], r"pair 0.* shares memory"
+
+
+def another_dtype():
+    return (
+        [torch.zeros(2, 4)],
+        [rows(TABLE, [2, 0])],
+        TABLE[[2, 0]].tolist(),
+        r"table of pair 0 is int32 but .* float32",
+    )
+
+
+def conjugate():
+    table = torch.complex(TABLE.float(), TABLE.float()).conj()
+    return (
+        [torch.zeros(1, 4, dtype=table.dtype)],
+        [rows(table, [1])],
+        table[1:2].tolist(),
+        r"table of pair 0 has its conj",
+    )
+
+
+@pytest.mark.usefixtures("fallback")
+@pytest.mark.parametrize("make", [overlapping, added_in_place, another_dtype, conjugate])
+def test_fallback_does_what_torch_can(make):
+    dst, src, expected, reason = make()
+    count = fused_copy.fallbacks()
+    with pytest.warns(RuntimeWarning, match=reason):
+        fused_copy.replay(dst, src)
+    assert dst[0].tolist() == expected
+    assert fused_copy.fallbacks() == count + 1
+
+
+@pytest.mark.usefixtures("fallback")
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        (rows(TABLE, [0, 3]), "index of pair 1 has 3"),
+        (rows(TABLE, [0] * 3), "larger in dimension 0"),
+        (rows(TABLE, [0], [1, 1]), "lengths of pair 1 are 2"),
+        (rows(TABLE, [0], None, 0), "page_size of pair 1 is 0"),
+        (rows(TABLE, [[0]]), "index of pair 1"),
+        (rows(TABLE, torch.zeros(1)), "index of pair 1 is float32"),
+    ],
+)
+def test_fallback_refuses_what_torch_cannot_do_before_it_writes(source, text):
+    """Though the table's dtype alone would be for torch's operators."""
+    dst, count = [torch.zeros(3), torch.zeros(2, 4)], fused_copy.fallbacks()
+    with warnings.catch_warnings(), pytest.raises((RuntimeError, TypeError), match=text):
+        warnings.simplefilter("error")
+        fused_copy.replay(dst, [torch.ones(2), source])
+    assert not any(d.any() for d in dst)
+    assert fused_copy.fallbacks() == count
