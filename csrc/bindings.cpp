@@ -49,9 +49,7 @@ class Call {
       return read_dispatched_tensors(items_of(sources_), source_role(), work_->source_views);
     }
     read_values(items_of(sources_), work_->destination_views, names_, *work_);
-    if (!read_sources(items_of(sources_), source_role(), *work_)) {
-      throw py::type_error("fused_copy: sources that are made of several tensors need plain ones");
-    }
+    read_sources(items_of(sources_), source_role(), *work_, /*dispatched=*/true);
   }
 
   // Throws InvalidInput.

@@ -14,9 +14,12 @@
 // Since torch 2.10. Weak, so that the same binary loads with torch 2.9, where Python registers the op.
 #pragma weak torch_call_dispatcher
 #pragma weak torch_delete_list
+#pragma weak torch_delete_string
 #pragma weak torch_library_impl
 #pragma weak torch_list_get_item
 #pragma weak torch_list_size
+#pragma weak torch_string_c_str
+#pragma weak torch_string_length
 
 namespace fused_copy {
 namespace {

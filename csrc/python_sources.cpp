@@ -409,7 +409,7 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
   ValueReader reader(destinations, names, work.values);
   for (size_t i = 0; i < sources.size() && i < destinations.size(); ++i) {
     PyObject* const source = sources[i];
-    if (is_plain_tensor(source)) continue;
+    if (is_tensor(source)) continue;
     const auto pair = static_cast<int64_t>(i);
     DerivedSource derived{.pair = pair, .derivation = Derivation::Nothing};
     PyTypeObject* const type = Py_TYPE(source);
@@ -419,7 +419,7 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
                                                : Derivation::Plus;
       visit_parts(source, [&](const PartObject& part) {
         SourcePart& into = derived.*part.part;
-        if (is_plain_tensor(part.object)) {
+        if (is_tensor(part.object)) {
           into.given = true;
           into.tensor = part.object;
         } else if (part.part == &DerivedSource::source && type == rows_type) {
@@ -448,16 +448,18 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
   }
 }
 
-bool read_sources(TensorSpan sources, Role role, Workspace& work) {
+bool read_sources(TensorSpan sources, Role role, Workspace& work, bool dispatched) {
   TensorView no_tensor{};
   no_tensor.device.type = DeviceType::Other;  // or else it would be host memory
   work.source_views.assign(sources.size(), no_tensor);
   Known known;
+  const auto read = [&](PyObject* tensor, int64_t pair, Role of, TensorView& view) {
+    if (!dispatched) return read_plain_tensor(tensor, pair, of, view, known);
+    read_dispatched_tensor(tensor, pair, of.name, view);
+    return true;
+  };
   for (size_t i = 0; i < sources.size(); ++i) {
-    if (is_plain_tensor(sources[i]) &&
-        !read_plain_tensor(sources[i], static_cast<int64_t>(i), role, work.source_views[i], known)) {
-      return false;
-    }
+    if (is_tensor(sources[i]) && !read(sources[i], static_cast<int64_t>(i), role, work.source_views[i])) return false;
   }
   for (DerivedSource& derived : work.derived) {
     PyObject* const source = sources[derived.pair];
@@ -466,7 +468,7 @@ bool read_sources(TensorSpan sources, Role role, Workspace& work) {
     visit_parts(source, [&](const PartObject& object) {
       SourcePart& part = derived.*object.part;
       if (part.tensor == nullptr) return;
-      plain = plain && read_plain_tensor(object.object, derived.pair, {object.name, role.names}, part.view, known);
+      plain = plain && read(object.object, derived.pair, {object.name, role.names}, part.view);
     });
     if (!plain) return false;
   }

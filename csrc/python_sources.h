@@ -21,8 +21,9 @@ void use_source_types(py::handle rows, py::handle sums, py::handle plus);
 // May run Python code. Throws TypeError for what can be no source, and a RuntimeError for numbers that do not fit.
 void read_values(TensorSpan sources, std::span<const TensorView> destinations, py::handle names, Workspace& work);
 
-// Reads the tensors among the sources and those that they are made of, as read_tensors() does.
-bool read_sources(TensorSpan sources, Role role, Workspace& work);
+// Reads the tensors among the sources and those that they are made of, as read_tensors() does, or those that the dispatcher
+// hands on: then whatever they are.
+bool read_sources(TensorSpan sources, Role role, Workspace& work, bool dispatched = false);
 
 // The handle of a part's tensor.
 AtenTensorHandle handle_of_part(const void* tensor);

@@ -283,18 +283,21 @@ bool read_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views)
 void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views) {
   views.resize(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
-    const AtenTensorHandle handle = handle_of(tensors[i]);
-    if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
-    const Autograd autograd = views[i].autograd;
-    try {
-      views[i] = read_tensor(handle);
-    } catch (const Withheld& error) {
-      throw std::runtime_error(
-          describe(withheld_by_torch(tensors[i], static_cast<int64_t>(i), role.name, error.what())));
-    }
-    views[i].lazy = is_lazy(tensors[i], handle);
-    views[i].autograd = autograd;
+    read_dispatched_tensor(tensors[i], static_cast<int64_t>(i), role.name, views[i]);
   }
+}
+
+void read_dispatched_tensor(PyObject* tensor, int64_t pair, const char* role, TensorView& view) {
+  const AtenTensorHandle handle = handle_of(tensor);
+  if (handle == nullptr) throw std::runtime_error("fused_copy: this version of torch is not supported");
+  const Autograd autograd = view.autograd;
+  try {
+    view = read_tensor(handle);
+  } catch (const Withheld& error) {
+    throw std::runtime_error(describe(withheld_by_torch(tensor, pair, role, error.what())));
+  }
+  view.lazy = is_lazy(tensor, handle);
+  view.autograd = autograd;
 }
 
 namespace {

@@ -165,6 +165,7 @@ bool read_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views)
 
 // Reads the tensors that torch's dispatcher hands to an implementation, whatever they are.
 void read_dispatched_tensors(TensorSpan tensors, Role role, std::vector<TensorView>& views);
+void read_dispatched_tensor(PyObject* tensor, int64_t pair, const char* role, TensorView& view);
 
 // Reads a tuple of numbers and None. False where there is None instead of one.
 bool read_fills(py::handle fills, py::handle names, std::vector<Fill>& into);

@@ -131,8 +131,26 @@ def flatten(dst: Sequence[torch.Tensor], src: Sequence[Source]) -> tuple[list[st
     return names, parts, numbers
 
 
+_ROWS = ("table", "index")
+_PARTS = {
+    "none": (),
+    "tensor": ("source",),
+    "cu_seqlens": ("lengths",),
+    "plus": ("source",),
+    "rows": _ROWS,
+    "rows_lengths": (*_ROWS, "lengths"),
+    "rows_lengths_rows": (*_ROWS, "table of the lengths", "index of the lengths"),
+}
+
+
 def unflatten(names: Sequence[str], parts: Sequence[torch.Tensor], numbers: Sequence[int]) -> list[Source]:
     """What :func:`flatten` was given, of tensors."""
+    needed = [len(_PARTS.get(name, ())) for name in names]
+    if len(names) != len(numbers) or sum(needed) != len(parts) or not _PARTS.keys() >= set(names):
+        raise RuntimeError(
+            f"fused_copy: got {len(numbers)} numbers and {len(parts)} parts for sources {names}: pass a number for each "
+            f"source, and the parts that it has: {_PARTS}"
+        )
     left = iter(parts)
     made: list[Source] = []
     for name, number in zip(names, numbers, strict=True):
@@ -431,18 +449,6 @@ def _replay_fake(dst: list[torch.Tensor], src: list[torch.Tensor], fill: list[fl
         _check_corner(pair, to, source.shape)
 
 
-_ROWS = ("table", "index")
-_PARTS = {
-    "none": (),
-    "tensor": ("source",),
-    "cu_seqlens": ("lengths",),
-    "plus": ("source",),
-    "rows": _ROWS,
-    "rows_lengths": (*_ROWS, "lengths"),
-    "rows_lengths_rows": (*_ROWS, "table of the lengths", "index of the lengths"),
-}
-
-
 @torch.library.register_fake("fused_copy::replay_from")
 def _replay_from_fake(
     dst: list[torch.Tensor],
@@ -453,16 +459,13 @@ def _replay_from_fake(
     fill_last: list[bool] | None = None,
 ) -> None:
     # What the planner checks of tensors that are copied as they lie; of others their devices and shapes.
-    roles = [(pair, role) for pair, name in enumerate(src) for role in _PARTS.get(name, ())]
-    if not (len(dst) == len(src) == len(numbers)) or len(roles) != len(parts) or not _PARTS.keys() >= set(src):
-        raise RuntimeError(
-            f"fused_copy: got {len(dst)} destinations, {len(numbers)} numbers and {len(parts)} parts for sources {src}"
-            f": pass a number and a source for each destination, and the parts that these have: {_PARTS}"
-        )
+    sources = unflatten(src, parts, numbers)
+    if len(dst) != len(src):
+        raise RuntimeError(f"fused_copy: got {len(dst)} destinations and {len(src)} sources: pass one for each")
+    roles = [(pair, role) for pair, name in enumerate(src) for role in _PARTS[name]]
     for (pair, role), part in zip(roles, parts, strict=True):
         _check_device(pair, role, part, dst[pair], dst[0])
     tensors, corners = [], {}
-    sources = unflatten(src, parts, numbers)
     for pair, (to, source) in enumerate(zip(dst, sources, strict=True)):
         if isinstance(source, torch.Tensor):
             tensors.append(source)
