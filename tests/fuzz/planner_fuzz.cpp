@@ -88,7 +88,7 @@ void print(const char* role, size_t i, const Tensor& tensor) {
   std::fprintf(stderr, "planner_fuzz: %s, for\n", text.c_str());
   for (size_t i = 0; i < call.dst.size(); ++i) print("dst", i, call.dst[i]);
   for (size_t i = 0; i < call.src.size(); ++i) print("src", i, call.src[i]);
-  for (const Fill& fill : call.fills) std::fprintf(stderr, "  fill %g\n", fill.value_or(-12345));
+  for (const Fill& fill : call.fills) std::fprintf(stderr, "  fill %d %g\n", static_cast<int>(fill.kind), fill.number);
   std::abort();
 }
 
@@ -118,7 +118,7 @@ Fill any_fill(Input& in) {
                                    -128.0,  448.0,  480.0,    57344.0,  65504.0, 65536.0, 2.0,   0x1p-9,
                                    0x1p-24, 0x1p63, 0x1p-127, 0x1p-128, 0x1p128, -0.0};
   const uint8_t pick = in.byte();
-  if (pick < 128) return std::nullopt;
+  if (pick < 128) return {};
   if (pick == 255) return std::bit_cast<double>(in.word());
   if (pick == 254) return std::nan("");
   if (pick == 253) return HUGE_VAL;
@@ -264,6 +264,8 @@ bool tensor_is_right(const TensorView& view) {
   return bytes == 0 || (view.address != 0 && bytes <= view.storage_bytes && view.address + bytes <= __int128{1} << 64);
 }
 
+Rest rest_of(const Case& call, size_t i) { return call.has_fills ? call.fills[i].kind : Rest::Keep; }
+
 // Whether the pair is right but for what it shares with itself and others.
 bool pair_is_right(const Case& call, size_t i) {
   const TensorView& dst = call.dst[i].view;
@@ -276,7 +278,7 @@ bool pair_is_right(const Case& call, size_t i) {
   for (int64_t d = 0; d < src.rank; ++d) {
     if (src.sizes[d] > dst.sizes[d]) return false;
   }
-  if (call.has_fills && call.fills[i] && !holds(dst.dtype, *call.fills[i])) return false;
+  if (rest_of(call, i) == Rest::Pattern && !holds(dst.dtype, call.fills[i].number)) return false;
   const auto misaligned = [](const TensorView& view) {
     return view.address % static_cast<uint64_t>(info(view.dtype).size) != 0;
   };
@@ -586,7 +588,7 @@ struct Reference {
       }
     });
     if (shares_another || (shares && !same)) return false;
-    if (call.has_fills && call.fills[i]) {
+    if (rest_of(call, i) == Rest::Pattern) {
       for_each_element(dst, dst.sizes, [&](uint64_t address, const std::vector<int64_t>& index) {
         bool inside = true;
         for (size_t d = 0; d < index.size(); ++d) inside &= index[d] < src.sizes[d];
@@ -654,9 +656,9 @@ void compare(const Case& call, std::span<const PlannedLaunch> launches, const La
     const DType dtype = call.dst[pair].view.dtype;
     uint8_t bytes[16] = {};
     for (int k = 0; k < info(dtype).size; ++k) bytes[k] = cells[at + k].detail;
-    bool right =
-        same_number(decode(bytes, dtype), *call.fills[pair] == 0 && dtype < DType::Float16 ? 0.0 : *call.fills[pair]) ||
-        (dtype >= DType::UInt16 && dtype <= DType::UInt64 && decode(bytes, dtype) == *call.fills[pair]);
+    const double number = call.fills[pair].number;
+    bool right = same_number(decode(bytes, dtype), number == 0 && dtype < DType::Float16 ? 0.0 : number) ||
+                 (dtype >= DType::UInt16 && dtype <= DType::UInt64 && decode(bytes, dtype) == number);
     for (int k = info(dtype).size / 2; is_complex(dtype) && k < info(dtype).size; ++k) right &= bytes[k] == 0;
     if (!right) fail(call, "a fill wrote another number");
   }
@@ -881,7 +883,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const TensorView& view : src) byte_extent(view);
   try {
     destinations.bind(dst, call.has_fills ? &call.fills : nullptr);
-    const auto launches = planner.plan(destinations, src);
+    const auto launches = planner.plan(destinations, {src});
     ++planned;
     small ? compare(call, launches, planner) : check_bounds(call, launches);
     if (buffer && !nothing_is_shared(call)) fail(call, "planned what shares memory");

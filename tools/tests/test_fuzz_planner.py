@@ -36,7 +36,7 @@ GUARDS = {
     "extent that overflows": ("step > most - elements", "step > 2 * most - elements"),
     "number of fills": ("fills != nullptr && fills->size() != views.size()", "false"),
     "destinations' device": ("view.device == device_", "true"),
-    "fill": ("fill && @!patterns_.back()@", "false"),
+    "fill": ("if (@!pattern@) refuse_fill", "false"),
     "destination within itself": ("shares_own_elements(view)", "Shared::No"),
     "destination within itself, nested": ("view.strides[d - 1] >= extent", "true"),
     "destination within itself, interleaved": ("if (@nested@) return Shared::No", "true"),
@@ -63,11 +63,11 @@ GUARDS = {
     "plain: columns side by side": ("plain = @side_by_side@ &&", "true"),
     "plain: long rows": ("columns >= kMinPlainColumns", "true"),
     "direct casts": ("@is_direct_cast(operation)@ ?", "true"),
-    "units of a lane": ("if (@device == DeviceType::Cuda@) {", "false"),
+    "units of a lane": ("if (@device == DeviceType::Cuda@) { full_columns_log2", "false"),
     "tiles of a task": ("if (@tiles >= kTooManyTiles@)", "false"),
     "tiles of a launch": ("uint64_t{header.tiles} + planned.tiles > kNoTile", "false"),
     "words of a launch": ("words > kMaxLaunchWords", "false"),
-    "words beyond the last task": ("@kWordsReadBeyond@ + outer_extents", "0"),
+    "words beyond the last task": ("@kWordsReadBeyond@ + outer_words", "0"),
 }
 
 
