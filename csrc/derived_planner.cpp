@@ -22,29 +22,48 @@ constexpr bool is_number_dtype(DType dtype) {
   throw InvalidInput(pair, text, false, part);
 }
 
+bool is_aligned(const TensorView& view) { return view.address % info(view.dtype).size == 0; }
+
+void check_aligned(int64_t pair, const char* part, const TensorView& view, const TensorView& destination) {
+  if (is_aligned(view) && is_aligned(destination)) return;
+  refuse(pair, part, "or its destination does not lie at a multiple of the element size: pass an aligned tensor");
+}
+
+// Bytes from one element to the next. Strides may be any numbers where there is no next one, in a dimension of one or an
+// empty tensor: their products wrap.
+int64_t step_of(const TensorView& view, int64_t d, int64_t elements = 1) {
+  if (view.sizes[d] <= 1) return 0;
+  return static_cast<int64_t>(static_cast<uint64_t>(view.strides[d]) * elements * info(view.dtype).size);
+}
+
 Integers integers_of(const SourcePart& part) {
   if (!part.given) return {};
   const TensorView& view = part.view;
-  return {view.address, view.strides[0] * info(view.dtype).size, view.dtype, part.by_value};
+  // Never read, and yet there: an empty tensor's address may be 0.
+  if (is_empty(view)) return {1, 0, view.dtype, false};
+  // One alone has any stride: that of plain integers.
+  const int64_t stride = view.sizes[0] > 1 ? step_of(view, 0) : info(view.dtype).size;
+  return {view.address, stride, view.dtype, part.by_value};
 }
 
 void check_integers(int64_t pair, const char* name, const TensorView& view, bool index) {
   if (view.rank != 1) {
     refuse(pair, name, "has shape " + shape_of(view) + ": expected one dimension, got " + std::to_string(view.rank));
   }
-  if (view.address % std::max(info(view.dtype).size, 1) != 0) {
-    refuse(pair, name, "does not lie at a multiple of its element size: pass an aligned tensor");
+  if (!(index ? is_index_dtype(view.dtype) : is_number_dtype(view.dtype))) {
+    refuse(pair, name,
+           std::string("is ") + info(view.dtype).name + ": expected " + (index ? "int32 or int64" : "integers"));
   }
-  if (index ? is_index_dtype(view.dtype) : is_number_dtype(view.dtype)) return;
-  refuse(pair, name,
-         std::string("is ") + info(view.dtype).name + ": expected " + (index ? "int32 or int64" : "integers"));
+  if (!is_empty(view) && !is_aligned(view)) {
+    refuse(pair, name, "does not lie at a multiple of the element size: pass an aligned tensor");
+  }
 }
 
 // Calls `visit(position, row)` until it returns true, for an index that the host can read.
 template <class Visit>
 void visit_index(const TensorView& index, const void* values, Visit visit) {
   const auto begin = reinterpret_cast<uint64_t>(values);
-  const int64_t stride = index.strides[0] * info(index.dtype).size;
+  const int64_t stride = step_of(index, 0);
   for (int64_t i = 0; i < index.sizes[0]; ++i) {
     if (visit(i, load_integer(begin + i * stride, index.dtype))) return;
   }
@@ -142,6 +161,7 @@ PlannedTask& LaunchPlanner::add_whole_task(int64_t pair, Operation operation, ui
 // The rows of `table` as `record` says, whose index and lengths are set, into a destination's corner of these sizes.
 void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, const TensorView& table,
                                std::span<const int64_t> sizes, bool by_row, GatherRecord record) {
+  if (std::ranges::find(sizes, 0) != sizes.end()) return;
   const int src_item = info(table.dtype).size;
   const int dst_item = info(destination.dtype).size;
   const auto rank = static_cast<int64_t>(sizes.size());
@@ -158,7 +178,6 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
                           : kNoShift;
   int64_t elements = record.rows;
   for (int64_t d = first; d < rank; ++d) elements *= sizes[d];
-  if (elements == 0) return;
   if (!by_row) {
     record.table_rows = record.columns = 1;
     record.column_size = elements;
@@ -167,27 +186,23 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
   Box box;
   if (!record.converts) box.add(src_item, 1, 1);
   for (int64_t d = rank; d-- > first;) {
-    const int64_t pages = d == 1 ? record.page_size : 1;
-    if (sizes[d] > 1) box.add(sizes[d], table.strides[d] * pages * src_item, destination.strides[d] * dst_item);
+    if (sizes[d] > 1) box.add(sizes[d], step_of(table, d, d == 1 ? record.page_size : 1), step_of(destination, d));
   }
   const std::span<Extent> extents = box.in_order();
   check_dimensions(pair, extents.size() - (!record.converts && extents[0].size == src_item) + by_row);
-  const int64_t src_row = by_row ? table.strides[0] * src_item : 0;
-  const int64_t dst_row = by_row ? destination.strides[0] * dst_item : 0;
+  const int64_t src_row = by_row ? step_of(table, 0) : 0;
+  const int64_t dst_row = by_row ? step_of(destination, 0) : 0;
   int unit_log2 = 0;
   size_t count = 0;
   if (record.converts) {
-    if (table.address % src_item != 0 || destination.address % dst_item != 0) {
-      refuse(pair, source_name(by_row ? Derivation::Rows : Derivation::Plus),
-             "or its destination does not lie at a multiple of the element size: pass an aligned tensor");
-    }
+    check_aligned(pair, source_name(by_row ? Derivation::Rows : Derivation::Plus), table, destination);
     std::ranges::copy(extents, record.extents);
     count = extents.size();
     if (count == 0) record.extents[count++] = {1, src_item, dst_item};
   } else {
     uint64_t bits = table.address | destination.address | extents[0].size;
+    bits |= src_row;
     if (record.rows > 1) bits |= dst_row;
-    if (by_row) bits |= src_row;
     for (const Extent& extent : extents.subspan(1)) bits |= extent.src_stride | extent.dst_stride;
     unit_log2 = std::min(std::countr_zero(bits), kMaxUnitLog2);
     const int64_t unit = int64_t{1} << unit_log2;
@@ -285,7 +300,7 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
   std::array<int64_t, kMaxRank> sizes;
   std::copy(table.sizes, table.sizes + table.rank, sizes.begin());
   sizes[0] = index.sizes[0];
-  if (table.rank > 1 && derived.number > 1) sizes[1] = (sizes[1] + derived.number - 1) / derived.number;
+  if (table.rank > 1 && derived.number > 1) sizes[1] = sizes[1] / derived.number + (sizes[1] % derived.number != 0);
   TensorView corner = table;
   corner.sizes = sizes.data();
   check_shapes(pair, destination, corner);
@@ -323,12 +338,13 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
     if (sizes[0] == 0) refuse_last(pair);
     const void* const there = host_memory(derived.index);
     if (there != nullptr && !has_row(index, there)) refuse_last(pair);
+    check_aligned(pair, "table", table, destination);
     record.from = table.dtype;
     record.to = destination.dtype;
     record.rows = sizes[0];
     record.columns = record.column_size = 1;
-    record.table_row_stride = table.strides[0] * info(table.dtype).size;
-    record.dst_row_stride = destination.strides[0] * info(destination.dtype).size;
+    record.table_row_stride = step_of(table, 0);
+    record.dst_row_stride = step_of(destination, 0);
     record.rest = destination.sizes[0] - sizes[0];
     PlannedTask& planned =
         add_record(pair, Operation::LastRow, table.address, destination.address, std::as_bytes(std::span(&record, 1)),
@@ -378,15 +394,13 @@ void LaunchPlanner::add_sums(const Destinations& destinations, const DerivedSour
     throw InvalidInput(pair, std::string("destination is ") + info(destination.dtype).name +
                                  ": expected an integer dtype for sums of lengths");
   }
-  const int64_t count = lengths.sizes[0] + 1;
+  const int64_t count = std::min(lengths.sizes[0], INT64_MAX - 1) + 1;
   const TensorView corner{.address = 1, .sizes = &count, .strides = lengths.strides, .rank = 1, .dtype = lengths.dtype};
   check_shapes(pair, destination, corner);
   const int dst_item = info(destination.dtype).size;
-  if (lengths.address % info(lengths.dtype).size != 0 || destination.address % dst_item != 0) {
-    refuse(pair, "lengths", "or their destination do not lie at a multiple of the element size: pass aligned tensors");
-  }
-  const SumsTask sums{.lengths_stride = lengths.strides[0] * info(lengths.dtype).size,
-                      .dst_stride = destination.strides[0] * dst_item,
+  check_aligned(pair, "lengths", lengths, destination);
+  const SumsTask sums{.lengths_stride = step_of(lengths, 0),
+                      .dst_stride = step_of(destination, 0),
                       .count = lengths.sizes[0],
                       .rest = destinations.rest(pair).kind == Rest::Last ? destination.sizes[0] - count : 0,
                       .from = lengths.dtype,
