@@ -37,7 +37,6 @@ int64_t step_of(const TensorView& view, int64_t d, int64_t elements = 1) {
 }
 
 Integers integers_of(const SourcePart& part) {
-  if (!part.given) return {};
   const TensorView& view = part.view;
   // Never read, and yet there: an empty tensor's address may be 0.
   if (is_empty(view)) return {1, 0, view.dtype, false};
@@ -104,7 +103,6 @@ void LaunchPlanner::check_part(int64_t pair, const char* name, const SourcePart&
 
 void LaunchPlanner::add_derived(const Destinations& destinations, const DerivedSource& derived, size_t& gap) {
   const int64_t pair = derived.pair;
-  if (derived.derivation == Derivation::Nothing) return;
   check_part(pair, source_name(derived.derivation), derived.source, destinations, gap);
   check_part(pair, "index", derived.index, destinations, gap);
   check_part(pair, derived.lengths_index.given ? "table of the lengths" : "lengths", derived.lengths, destinations, gap);
@@ -500,7 +498,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& p
   text = plus ? "integers plus " + std::to_string(record.addend)
               : "rows by " + (record.converts ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
   if (record.page_size != 1) text += ", pages of " + std::to_string(record.page_size);
-  if (record.lengths.address != 0 || record.lengths.in_values) text += ", cut at lengths";
+  if (record.lengths.address != 0) text += ", cut at lengths";
   if (!record.side_by_side) text += ", strided";
   if (record.index.in_values || record.lengths.in_values || record.lengths_index.in_values) text += values_text();
   const uint64_t unit = record.converts ? info(record.to).size : 1u << planned.task.code.width_log2;

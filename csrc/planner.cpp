@@ -307,7 +307,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
       if (ragged) text += ", cut at both ends";
     }
     if (planned.rank > 1) text += ", strided rows";
-    if (planned.from_values && !is_fill(operation)) text += values_text();
+    if (planned.from_values) text += values_text();
   }
   return {text.empty() ? "nothing to do" : text, bytes};
 }

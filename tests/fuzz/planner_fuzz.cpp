@@ -221,9 +221,10 @@ std::optional<Derivation> any_derivation(Input& in) {
 }
 
 // Makes a source for the destination `dst`, which is there. `place(tensor, dtype, memory)` gives a tensor strides and
-// an address, where real memory is asked for if there is some left.
+// an address, where real memory is asked for if there is some left. Tables have no more rows, nor columns of
+// pages, than `longest`.
 template <class Place>
-void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, Place place) {
+void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int64_t longest, Place place) {
   const auto pair = static_cast<int64_t>(&dst - call.dst.data());
   auto& [source, parts] = call.derived.emplace_back();
   source = {.pair = pair, .derivation = derivation};
@@ -253,7 +254,8 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, Pla
     const uint8_t by_value = in.byte();
     SourcePart& part = give(number, {count}, dtype, true, by_value >= 128);
     const Tensor& tensor = parts[number];
-    if (tensor.view.address == 0 && !part.by_value) return;
+    const int item = info(dtype).size;
+    if (item == 0 || (tensor.view.address == 0 && !part.by_value)) return;
     std::minstd_rand random(static_cast<unsigned>(in.word()) | 1);
     const bool tame = refused_above && host_sees(part) && !in.rarely();
     const bool none = in.rarely();
@@ -263,10 +265,8 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, Pla
       if (none || pick % 8 == 0 || limit <= 0) value = -1 - static_cast<int64_t>(pick % 3);
       if (pick % 32 == 1) value = INT64_MIN >> pick % 40;
       if (pick % 16 == 2 && !tame) value = pick % 3 ? limit : INT64_MAX >> pick % 40;
-      // Only what the destination's memory or the values have room for.
       std::byte* const at = part.by_value ? call.values.at(part.view.address)
                                           : reinterpret_cast<std::byte*>(tensor.view.address);
-      const int item = info(dtype).size;
       std::memcpy(at + i * tensor.view.strides[0] * item, &value, static_cast<size_t>(std::min(item, 8)));
     }
   };
@@ -315,9 +315,9 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, Pla
                   : pages < 250 ? 1 + pages % 16
                   : pages < 253 ? static_cast<int64_t>(in.word())
                                 : -(pages % 2);
-  if (!sizes.empty()) sizes[0] = in.rarely() ? static_cast<int64_t>(in.word() >> 20) : in.byte() % 8;
-  if (sizes.size() == 2 && source.number > 1 && __builtin_mul_overflow(sizes[1], source.number, &sizes[1]))
-    sizes[1] = INT64_MAX;
+  if (!sizes.empty()) sizes[0] = in.rarely() ? std::min(static_cast<int64_t>(in.word() >> 20), longest) : in.byte() % 8;
+  if (sizes.size() == 2 && source.number > 1)
+    sizes[1] = __builtin_mul_overflow(sizes[1], source.number, &sizes[1]) ? longest : std::min(sizes[1], longest);
   if (sizes.size() == 2 && source.number > 1 && source.number <= 16) sizes[1] -= in.byte() % source.number;
   for (size_t d = 1; d < sizes.size(); ++d) sizes[d] = std::max<int64_t>(sizes[d], 0);
   if (in.rarely()) sizes.push_back(1);
@@ -1093,7 +1093,7 @@ Case small_case(Input& in) {
     any_flags(in, src.view);
     if (call.has_fills) call.fills.push_back(any_fill(in));
     if (!derivation) continue;
-    derive(in, call, dst, *derivation, [&](Tensor& part, DType part_dtype, bool memory) {
+    derive(in, call, dst, *derivation, 1 << 12, [&](Tensor& part, DType part_dtype, bool memory) {
       choose_strides(in, part, true);
       const bool among = memory || in.rarely();
       place(part, among ? dst_end : src_end, among ? kDstArena : kSrcArena, part_dtype, !in.rarely());
@@ -1428,7 +1428,7 @@ Case wild_case(Input& in) {
     }
     if (call.has_fills) call.fills.push_back(any_fill(in));
     if (!derivation) continue;
-    derive(in, call, call.dst[i], *derivation, [&](Tensor& part, DType part_dtype, bool memory) {
+    derive(in, call, call.dst[i], *derivation, INT64_MAX, [&](Tensor& part, DType part_dtype, bool memory) {
       memory ? choose_strides(in, part, true) : grow_strides(in, part, in.rarely());
       finish(part, memory ? memory_end : (call.src[i].view.address | kLowest | 15) - in.byte() % 16, part_dtype, device);
       part.view.storage_bytes = memory ? static_cast<int64_t>(extent_of(part.view)) : INT64_MAX;
