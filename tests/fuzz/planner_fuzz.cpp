@@ -139,7 +139,7 @@ void any_flags(Input& in, TensorView& view) {
   if (bits & 128) view.storage_bytes -= 1 + in.byte();
 }
 
-Fill any_fill(Input& in) {
+Fill any_fill(Input& in, const Tensor& dst) {
   constexpr std::array kNumbers = {0.0,     1.0,    -1.0,     7.0,      0.5,     -1.75,   255.0, 256.0,
                                    -128.0,  448.0,  480.0,    57344.0,  65504.0, 65536.0, 2.0,   0x1p-9,
                                    0x1p-24, 0x1p63, 0x1p-127, 0x1p-128, 0x1p128, -0.0};
@@ -148,7 +148,7 @@ Fill any_fill(Input& in) {
   if (pick == 255) return std::bit_cast<double>(in.word());
   if (pick == 254) return std::nan("");
   if (pick == 253) return HUGE_VAL;
-  if (pick >= 232) return Fill::last();
+  if (pick >= (dst.sizes.size() == 1 ? 184 : 240)) return Fill::last();
   return kNumbers[pick % kNumbers.size()];
 }
 
@@ -173,9 +173,8 @@ constexpr uint64_t kValuesArena = 0x30000000;  // what host values are said to h
 constexpr uint64_t kMemoryBytes = 1 << 24;
 
 void map_memory() {
-  static const void* const memory =
-      mmap(reinterpret_cast<void*>(kDstArena), kMemoryBytes, PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
+  static const void* const memory = mmap(reinterpret_cast<void*>(kDstArena), kMemoryBytes, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, -1, 0);
   if (memory != reinterpret_cast<void*>(kDstArena)) std::abort();
 }
 
@@ -189,9 +188,8 @@ int64_t integer_at(const void* bytes, DType dtype) {
 
 int64_t integer_of(const Case& call, const SourcePart& part, int64_t at) {
   const uint64_t address = part.view.address + at * part.view.strides[0] * info(part.view.dtype).size;
-  return integer_at(
-      part.by_value ? call.values.bytes().data() + address : reinterpret_cast<const std::byte*>(address),
-      part.view.dtype);
+  return integer_at(part.by_value ? call.values.bytes().data() + address : reinterpret_cast<const std::byte*>(address),
+                    part.view.dtype);
 }
 
 bool host_sees(const SourcePart& part) {
@@ -233,7 +231,8 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
     if (pick >= 252 && most < INT64_MAX) return most + 1;
     return pick < 128 || most <= 0 ? most : most < 256 ? pick % (most + 1) : most - pick;
   };
-  const auto give = [&](int number, std::vector<int64_t> sizes, DType dtype, bool memory, bool by_value) -> SourcePart& {
+  const auto give = [&](int number, std::vector<int64_t> sizes, DType dtype, bool memory,
+                        bool by_value) -> SourcePart& {
     SourcePart& part = source.*kParts[number];
     Tensor& tensor = parts[number];
     tensor.sizes = std::move(sizes);
@@ -265,8 +264,8 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
       if (none || pick % 8 == 0 || limit <= 0) value = -1 - static_cast<int64_t>(pick % 3);
       if (pick % 32 == 1) value = INT64_MIN >> pick % 40;
       if (pick % 16 == 2 && !tame) value = pick % 3 ? limit : INT64_MAX >> pick % 40;
-      std::byte* const at = part.by_value ? call.values.at(part.view.address)
-                                          : reinterpret_cast<std::byte*>(tensor.view.address);
+      std::byte* const at =
+          part.by_value ? call.values.at(part.view.address) : reinterpret_cast<std::byte*>(tensor.view.address);
       std::memcpy(at + i * tensor.view.strides[0] * item, &value, static_cast<size_t>(std::min(item, 8)));
     }
   };
@@ -307,8 +306,8 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
     case Derivation::Rows: break;
   }
   const DType dtype = dst.view.dtype == DType::Int32 || dst.view.dtype == DType::Int64 ? any_integer(in)
-                      : in.rarely()                                                  ? any_dtype(in)
-                                                                                     : dst.view.dtype;
+                      : in.rarely()                                                    ? any_dtype(in)
+                                                                                       : dst.view.dtype;
   const int64_t count = sizes.empty() ? 1 : std::clamp<int64_t>(sizes[0], 0, 1 << 11);
   const uint8_t pages = in.byte();
   source.number = pages < 160   ? 1
@@ -464,9 +463,7 @@ bool tensor_is_right(const TensorView& view) {
 
 Rest rest_of(const Case& call, size_t i) { return call.has_fills ? call.fills[i].kind : Rest::Keep; }
 
-bool is_misaligned(const TensorView& view) {
-  return view.address % static_cast<uint64_t>(info(view.dtype).size) != 0;
-}
+bool is_misaligned(const TensorView& view) { return view.address % static_cast<uint64_t>(info(view.dtype).size) != 0; }
 
 // What shape the destination's corner has, as far as the parts are right.
 std::vector<int64_t> corner_of(const Case& call, size_t i) {
@@ -511,8 +508,8 @@ bool parts_are_right(const Case& call, const Derived& derived) {
              (!converts || has_no_elements(view) || !(is_misaligned(view) || is_misaligned(dst)));
     }
     case Derivation::Sums:
-      return view.rank == 1 && view.sizes[0] < INT64_MAX && is_number(view) && is_number(dst) &&
-             !is_misaligned(view) && !is_misaligned(dst);
+      return view.rank == 1 && view.sizes[0] < INT64_MAX && is_number(view) && is_number(dst) && !is_misaligned(view) &&
+             !is_misaligned(dst);
     case Derivation::Rows: break;
   }
   const auto is_wide = [](DType dtype) { return dtype == DType::Int32 || dtype == DType::Int64; };
@@ -714,7 +711,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
   const std::byte* const bytes = launch.params.bytes;
   if (!has_sources(launch.header().kind)) fail(call, "the kernel does not know of derived sources");
   const auto aligned = [&](uint64_t address, uint64_t unit) {
-    if (address % unit != 0) fail(call, "a unit of " + std::to_string(unit) + " bytes of a derived source is not aligned");
+    if (address % unit != 0)
+      fail(call, "a unit of " + std::to_string(unit) + " bytes of a derived source is not aligned");
   };
   const auto check_integer = [&](const Integers& integers, int64_t at) {
     const uint64_t address = integers.address + static_cast<uint64_t>(at * integers.stride);
@@ -732,14 +730,16 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
     for (int64_t i = 0; i <= sums.count; ++i) {
       const uint64_t dst = task.task.dst + static_cast<uint64_t>(i * sums.dst_stride);
       aligned(dst, align_of(sums.to));
-      visit(Run{.kind = Cell::Derived, .dst = dst, .bytes = item, .number = wrapped(static_cast<int64_t>(sum), sums.to)});
+      visit(
+          Run{.kind = Cell::Derived, .dst = dst, .bytes = item, .number = wrapped(static_cast<int64_t>(sum), sums.to)});
       if (i == sums.count) break;
       check_integer(sums.lengths, i);
       sum += static_cast<uint64_t>(load_integer(bytes, sums.lengths, i));
     }
     visit_numbers(sums.rest, all, 0, [&](int64_t i) {
       const uint64_t dst = task.task.dst + static_cast<uint64_t>((sums.count + 1 + i) * sums.dst_stride);
-      visit(Run{.kind = Cell::Derived, .dst = dst, .bytes = item, .number = wrapped(static_cast<int64_t>(sum), sums.to)});
+      visit(
+          Run{.kind = Cell::Derived, .dst = dst, .bytes = item, .number = wrapped(static_cast<int64_t>(sum), sums.to)});
     });
     return;
   }
@@ -784,7 +784,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
     return;
   }
   const bool on_gpu = is_on_gpu(call);
-  if (on_gpu && task.task.tile_columns > uint32_t{kWarpLanes * kGatherUnits}) fail(call, "more units than a lane takes");
+  if (on_gpu && task.task.tile_columns > uint32_t{kWarpLanes * kGatherUnits})
+    fail(call, "more units than a lane takes");
   const int64_t unit = gather.converts ? 1 : int64_t{1} << task.task.code.width_log2;
   const uint64_t pattern[2] = {gather.pattern, gather.fills_16 ? 0 : gather.pattern};
   for (uint32_t lane = 0; lane < (on_gpu ? kWarpLanes : 1); ++lane) {
@@ -935,10 +936,10 @@ int check_form(const Case& call, const PlannedLaunch& launch) {
     const size_t read = strided ? sizeof(StridedTask) : sizeof(Task) + kWordsReadBeyond * kWordBytes;
     const auto task_end = reinterpret_cast<const std::byte*>(&task) + read - launch.params.bytes;
     const auto* layout = reinterpret_cast<const StridedTask*>(&task);
-    const size_t beside = !strided                                  ? 0
-                          : task.code.operation == Operation::Sums  ? sizeof(SumsRecord)
-                          : is_derived(task.code.operation)         ? sizeof(GatherRecord)
-                                                                    : layout->outer_extents * sizeof(Extent);
+    const size_t beside = !strided                                 ? 0
+                          : task.code.operation == Operation::Sums ? sizeof(SumsRecord)
+                          : is_derived(task.code.operation)        ? sizeof(GatherRecord)
+                                                                   : layout->outer_extents * sizeof(Extent);
     // What lies beside the tasks comes behind all of them, each in its own place.
     if (beside > 0) {
       if (layout->outer * kWordBytes < tasks_end) fail(call, "an extent or a record lies in another's place");
@@ -1044,11 +1045,11 @@ Case small_case(Input& in) {
     Tensor& src = call.src[i];
     const std::optional<Derivation> derivation = any_derivation(in);
     const bool aligned = derivation && !in.rarely();
-    const size_t rank = columns                              ? 2
-                        : in.rarely()                        ? in.byte() % 9
-                        : derivation == Derivation::Sums     ? 1
-                        : derivation == Derivation::Rows     ? 1 + in.byte() % 4
-                                                             : in.byte() % 5;
+    const size_t rank = columns                          ? 2
+                        : in.rarely()                    ? in.byte() % 9
+                        : derivation == Derivation::Sums ? 1
+                        : derivation == Derivation::Rows ? 1 + in.byte() % 4
+                                                         : in.byte() % 5;
     int64_t elements = 1;
     for (size_t d = 0; d < rank; ++d) {
       int64_t size = small_size(in);
@@ -1064,10 +1065,10 @@ Case small_case(Input& in) {
     choose_strides(in, dst, false);
     choose_strides(in, src, true);
     const uint8_t types = in.byte();
-    const DType dtype = like_the_last ? call.dst[i - 1].view.dtype
+    const DType dtype = like_the_last               ? call.dst[i - 1].view.dtype
                         : derivation && types < 128 ? kDTypesBySize[types % 2]
-                        : types < 192 ? kDTypesBySize[types % kDTypesBySize.size()]
-                                      : any_dtype(in);
+                        : types < 192               ? kDTypesBySize[types % kDTypesBySize.size()]
+                                                    : any_dtype(in);
     DType other = dtype;
     if (const uint8_t cast = in.byte(); cast >= 128) {
       other = cast < 240 ? static_cast<DType>(cast % kCastableDTypes) : any_dtype(in);
@@ -1091,7 +1092,7 @@ Case small_case(Input& in) {
     if (in.rarely()) dst.view.device = src.view.device = {static_cast<DeviceType>(1 + in.byte() % 3), 1};
     any_flags(in, dst.view);
     any_flags(in, src.view);
-    if (call.has_fills) call.fills.push_back(any_fill(in));
+    if (call.has_fills) call.fills.push_back(any_fill(in, dst));
     if (!derivation) continue;
     derive(in, call, dst, *derivation, 1 << 12, [&](Tensor& part, DType part_dtype, bool memory) {
       choose_strides(in, part, true);
@@ -1233,15 +1234,13 @@ struct Reference {
     const TensorView& dst = call.dst[i].view;
     const TensorView& src = call.src[i].view;
     bool same = src.dtype == dst.dtype;
-    for_each_element(src, src.sizes, [&](uint64_t address, const auto& index) {
-      same &= address_of(dst, index) == address;
-    });
+    for_each_element(src, src.sizes,
+                     [&](uint64_t address, const auto& index) { same &= address_of(dst, index) == address; });
     const Sharing sharing = sharing_of(src, static_cast<int>(i));
     if (sharing.with_another || (sharing.any && !same)) return false;
     // Which is the very same memory, if it is shared.
-    write_pair(call, i, sharing.any, [&](const auto& index) -> Element {
-      return copied_or_cast(src, address_of(src, index), dst.dtype);
-    });
+    write_pair(call, i, sharing.any,
+               [&](const auto& index) -> Element { return copied_or_cast(src, address_of(src, index), dst.dtype); });
     return true;
   }
 
@@ -1264,9 +1263,8 @@ struct Reference {
     switch (source.derivation) {
       case Derivation::Nothing: break;
       case Derivation::Values:
-        write_pair(call, i, false, [&](const auto& index) -> Element {
-          return copied_or_cast(view, address_of(view, index), to);
-        });
+        write_pair(call, i, false,
+                   [&](const auto& index) -> Element { return copied_or_cast(view, address_of(view, index), to); });
         break;
       case Derivation::Plus:
         write_pair(call, i, false, [&](const auto& index) -> Element {
@@ -1289,8 +1287,7 @@ struct Reference {
           const int64_t row = integer_of(call, source.index, number);
           if (row < 0 || row >= view.sizes[0]) return std::nullopt;
           if (source.lengths.given) {
-            const int64_t at =
-                source.lengths_index.given ? integer_of(call, source.lengths_index, number) : number;
+            const int64_t at = source.lengths_index.given ? integer_of(call, source.lengths_index, number) : number;
             if (at < 0 || at >= source.lengths.view.sizes[0]) return std::nullopt;
             const int64_t length = integer_of(call, source.lengths, at);
             if (static_cast<__int128>(index[1]) * source.number >= length) return std::nullopt;
@@ -1426,11 +1423,12 @@ Case wild_case(Input& in) {
       tensor->view.storage_bytes = in.byte() < 224 ? INT64_MAX : static_cast<int64_t>(in.word());
       any_flags(in, tensor->view);
     }
-    if (call.has_fills) call.fills.push_back(any_fill(in));
+    if (call.has_fills) call.fills.push_back(any_fill(in, call.dst[i]));
     if (!derivation) continue;
     derive(in, call, call.dst[i], *derivation, INT64_MAX, [&](Tensor& part, DType part_dtype, bool memory) {
       memory ? choose_strides(in, part, true) : grow_strides(in, part, in.rarely());
-      finish(part, memory ? memory_end : (call.src[i].view.address | kLowest | 15) - in.byte() % 16, part_dtype, device);
+      finish(part, memory ? memory_end : (call.src[i].view.address | kLowest | 15) - in.byte() % 16, part_dtype,
+             device);
       part.view.storage_bytes = memory ? static_cast<int64_t>(extent_of(part.view)) : INT64_MAX;
       if (memory) memory_end += static_cast<uint64_t>(part.view.storage_bytes + 15) & ~uint64_t{15};
       return !memory || memory_end < kDstArena + kMemoryBytes;
