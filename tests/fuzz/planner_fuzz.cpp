@@ -275,9 +275,9 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
   switch (derivation) {
     case Derivation::Nothing: return;
     case Derivation::Values: {
-      int64_t bytes = info(dst.view.dtype).size;
+      int64_t bytes = std::max(info(dst.view.dtype).size, 1);
       for (int64_t& size : sizes) {
-        if (size < 0 || size > (1 << 16) / std::max<int64_t>(bytes, 1)) size = 1;
+        if (size < 0 || size > (1 << 16) / bytes) size = 1;
         bytes *= std::max<int64_t>(size, 1);
       }
       if (in.rarely()) sizes.push_back(1);
