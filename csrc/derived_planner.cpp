@@ -243,7 +243,9 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
                                       fits(run.src_stride) && record.page_shift != kNoShift && record.addend == 0
                                 : record.side_by_side;
   const auto warps = static_cast<uint64_t>(record.units) / kWarpLanes * static_cast<uint64_t>(record.rows);
-  if (!run_is_plain || record.fills || by_index_twice || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
+  // Of items a tile takes each for a column.
+  const bool cuts_items = cut && record.converts && record.column_size > 1;
+  if (!run_is_plain || cuts_items || record.fills || by_index_twice || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
       record.units < static_cast<int64_t>(kMinPlainColumns) || (cut && warps > kMaxCutRowWarps) ||
       record.columns > int64_t{1} << 30 || !fits(record.table_row_stride) || !fits(record.dst_row_stride) ||
       !fits(record.column_size)) {
