@@ -723,24 +723,62 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
     }
     aligned(address, align_of(integers.dtype));
   };
-  if (task.task.code.operation == Operation::Sums) {
-    const auto& sums = reinterpret_cast<const SumsRecord&>(*record_of(bytes, task));
+  const Operation operation = task.task.code.operation;
+  if (operation == Operation::Sums) {
+    const auto& sums = reinterpret_cast<const SumsTask&>(task);
+    const Integers lengths{sums.task.src, sums.lengths_stride, sums.from, false};
     uint64_t sum = 0;
-    const int64_t item = info(sums.to).size;
-    for (int64_t i = 0; i <= sums.count; ++i) {
+    const auto visit_sum = [&](int64_t i) {
       const uint64_t dst = task.task.dst + static_cast<uint64_t>(i * sums.dst_stride);
       aligned(dst, align_of(sums.to));
-      visit(
-          Run{.kind = Cell::Derived, .dst = dst, .bytes = item, .number = wrapped(static_cast<int64_t>(sum), sums.to)});
-      if (i == sums.count) break;
-      check_integer(sums.lengths, i);
-      sum += static_cast<uint64_t>(load_integer(bytes, sums.lengths, i));
+      visit(Run{.kind = Cell::Derived,
+                .dst = dst,
+                .bytes = info(sums.to).size,
+                .number = wrapped(static_cast<int64_t>(sum), sums.to)});
+    };
+    for (int64_t i = 0; i < sums.count; ++i) {
+      visit_sum(i);
+      check_integer(lengths, i);
+      sum += static_cast<uint64_t>(load_integer(bytes, lengths, i));
     }
-    visit_numbers(sums.rest, all, 0, [&](int64_t i) {
-      const uint64_t dst = task.task.dst + static_cast<uint64_t>((sums.count + 1 + i) * sums.dst_stride);
-      visit(
-          Run{.kind = Cell::Derived, .dst = dst, .bytes = item, .number = wrapped(static_cast<int64_t>(sum), sums.to)});
-    });
+    visit_numbers(sums.rest + 1, all, 0, [&](int64_t i) { visit_sum(sums.count + i); });
+    return;
+  }
+  if (operation == Operation::Rows || operation == Operation::RowItems) {
+    const auto& rows = reinterpret_cast<const RowsTask&>(task);
+    const auto dtype_of = [](bool is_64) { return is_64 ? DType::Int64 : DType::Int32; };
+    const auto check_number = [&](uint64_t address, bool is_64) {
+      check_integer({address, info(dtype_of(is_64)).size, dtype_of(is_64), false}, tile / rows.task.column_tiles);
+    };
+    check_number(rows.index, rows.index_64);
+    if (rows.lengths != 0) check_number(rows.lengths, rows.lengths_64);
+    RowsTile found = locate_rows_tile(bytes, rows, tile);
+    if (found.columns == 0 && found.cut_bytes == 0) return;
+    if (found.src - reinterpret_cast<uint64_t>(bytes) < sizeof launch.params) fail(call, "a table within the launch");
+    const bool items = operation == Operation::RowItems;
+    const DType from = dtype_of(rows.from_64), to = dtype_of(rows.to_64);
+    const uint64_t unit = items ? align_of(to) : uint64_t{1} << task.task.code.width_log2;
+    if (is_on_gpu(call) && found.columns > static_cast<uint32_t>(kWarpLanes * max_lane_units(static_cast<int>(unit)))) {
+      fail(call, "more units than a lane takes");
+    }
+    if (found.cut_bytes >= unit) fail(call, "a cut unit that is whole");
+    aligned(found.src, items ? align_of(from) : found.columns > 0 ? unit : 1);
+    aligned(found.dst, unit);
+    if (!items) {
+      const auto length = static_cast<int64_t>(found.columns * unit + found.cut_bytes);
+      return visit(Run{.kind = Cell::Copied, .dst = found.dst, .bytes = length, .src = found.src, .src_bytes = length});
+    }
+    for (uint64_t i = 0; i < found.columns; ++i) {
+      const uint64_t src = found.src + i * rows.item_stride;
+      aligned(src, align_of(from));
+      visit(Run{.kind = Cell::Derived,
+                .dst = found.dst + i * unit,
+                .bytes = static_cast<int64_t>(unit),
+                .src = src,
+                .src_bytes = info(from).size,
+                .code = cast_code(from, to),
+                .number = pretended_number(src, from) >> rows.page_shift});
+    }
     return;
   }
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(bytes, task));
@@ -768,7 +806,7 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
   const auto row_src = [&](const GatheredRow& found) {
     return task.task.src + static_cast<uint64_t>(found.table_row * gather.table_row_stride);
   };
-  if (task.task.code.operation == Operation::LastRow) {
+  if (operation == Operation::LastRow) {
     if (!all && gather.rows > 1 << 16) return;
     GatheredRow last{};
     for (int64_t row = gather.rows; row-- > 0 && last.copied == 0;) last = found_row(row);
@@ -924,7 +962,7 @@ constexpr int kMaxParameterBytes = 32764;
 int check_form(const Case& call, const PlannedLaunch& launch) {
   const LaunchHeader& header = launch.header();
   if (launch.used_words * kWordBytes > kMaxParameterBytes) fail(call, "a launch is beyond the parameter limit");
-  std::ptrdiff_t tasks_end = 0;
+  std::ptrdiff_t tasks_end = 0, beside_begin = 0, beside_end = 0;
   if (header.tasks == 0 || header.tiles == 0) fail(call, "a launch of nothing");
   if (header.tiles >> 31) fail(call, "more tiles than divide() can number");
   const uint32_t* first_tiles = launch_first_tiles(launch.params.bytes);
@@ -936,18 +974,22 @@ int check_form(const Case& call, const PlannedLaunch& launch) {
     const size_t read = strided ? sizeof(StridedTask) : sizeof(Task) + kWordsReadBeyond * kWordBytes;
     const auto task_end = reinterpret_cast<const std::byte*>(&task) + read - launch.params.bytes;
     const auto* layout = reinterpret_cast<const StridedTask*>(&task);
-    const size_t beside = !strided                                 ? 0
-                          : task.code.operation == Operation::Sums ? sizeof(SumsRecord)
-                          : is_derived(task.code.operation)        ? sizeof(GatherRecord)
-                                                                   : layout->outer_extents * sizeof(Extent);
+    const bool has_record = task.code.operation == Operation::Gather || task.code.operation == Operation::LastRow;
+    const size_t beside = !strided                          ? 0
+                          : has_record                      ? sizeof(GatherRecord)
+                          : is_derived(task.code.operation) ? 0
+                                                            : layout->outer_extents * sizeof(Extent);
     // What lies beside the tasks comes behind all of them, each in its own place.
+    tasks_end = std::max<std::ptrdiff_t>(tasks_end, task_end);
     if (beside > 0) {
-      if (layout->outer * kWordBytes < tasks_end) fail(call, "an extent or a record lies in another's place");
-      tasks_end = layout->outer * kWordBytes + static_cast<std::ptrdiff_t>(beside);
+      if (layout->outer * kWordBytes < beside_end) fail(call, "an extent or a record lies in another's place");
+      beside_begin = beside_begin == 0 ? layout->outer * kWordBytes : beside_begin;
+      beside_end = layout->outer * kWordBytes + static_cast<std::ptrdiff_t>(beside);
     }
-    if (is_derived(task.code.operation) && !strided) fail(call, "a derived source has no record");
-    tasks_end = std::max(tasks_end, beside > 0 ? tasks_end : task_end);
+    if (is_derived(task.code.operation) && !strided) fail(call, "a derived source has no task of its own");
   }
+  if (beside_end > 0 && beside_begin < tasks_end) fail(call, "an extent or a record lies in a task's place");
+  tasks_end = std::max(tasks_end, beside_end);
   if (tasks_end > launch.used_words * kWordBytes) fail(call, "a task beyond the launch's words");
   return static_cast<int>(tasks_end);
 }
