@@ -231,16 +231,14 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
 // Adds the rows as a RowsTask, or returns false where they are not plain enough.
 bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destination, const GatherRecord& record,
                                    int unit_log2) {
-  const auto is_plain = [](const Integers& integers) {
-    return integers.stride == info(integers.dtype).size && is_index_dtype(integers.dtype);
-  };
+  const auto is_plain = [](const Integers& integers) { return integers.stride == info(integers.dtype).size; };
   const bool cut = record.lengths.address != 0 || record.lengths.in_values;
   const bool by_index_twice = record.lengths_index.address != 0 || record.lengths_index.in_values;
   const auto fits = [](int64_t number) { return number == static_cast<uint32_t>(number); };
   const Extent& run = record.extents[0];
   const bool run_is_plain = record.converts
                                 ? record.extent_count == 1 && run.dst_stride == info(record.to).size &&
-                                      fits(run.src_stride) && record.page_shift != kNoShift && record.addend == 0
+                                      fits(run.src_stride) && record.page_shift != kNoShift
                                 : record.side_by_side;
   const auto warps = static_cast<uint64_t>(record.units) / kWarpLanes * static_cast<uint64_t>(record.rows);
   // Of items a tile takes each for a column.
@@ -487,8 +485,8 @@ std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& p
     const auto& rows = reinterpret_cast<const RowsTask&>(planned.record);
     const bool items = planned.task.code.operation == Operation::RowItems;
     text = "rows by " + (items ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
-    if (rows.page_shift > 0 && items) text += ", pages of " + std::to_string(1 << rows.page_shift);
-    if (rows.lengths != 0 || rows.lengths_in_values) text += ", cut at lengths";
+    if (rows.page_shift > 0) text += ", pages of " + std::to_string(1 << rows.page_shift);
+    if (rows.lengths != 0) text += ", cut at lengths";
     if (rows.index_in_values || rows.lengths_in_values) text += values_text();
     return {text, planned.row_tiles * planned.columns << planned.unit_log2};
   }

@@ -1412,10 +1412,14 @@ int64_t wild_number(Input& in) {
 
 // Strides that grow keep elements apart, so that some calls go through.
 void grow_strides(Input& in, Tensor& tensor, bool any) {
-  tensor.strides.clear();
+  const size_t rank = tensor.sizes.size();
+  const bool last_first = in.byte() % 2;
+  tensor.strides.resize(rank);
   int64_t step = 1;
-  for (const int64_t size : tensor.sizes) {
-    tensor.strides.push_back(any ? wild_number(in) : step);
+  for (size_t k = 0; k < rank; ++k) {
+    const size_t d = last_first ? rank - 1 - k : k;
+    const int64_t size = tensor.sizes[d];
+    tensor.strides[d] = any ? wild_number(in) : step;
     if (__builtin_mul_overflow(step, std::max<int64_t>(size, 1), &step) || step < 0) step = INT64_MAX;
     if (in.byte() >= 224 && step < INT64_MAX / 2) step += wild_number(in) & 0xFFFF;
   }
