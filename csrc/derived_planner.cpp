@@ -22,31 +22,47 @@ constexpr bool is_number_dtype(DType dtype) {
   throw InvalidInput(pair, text, false, part);
 }
 
+bool is_aligned(const TensorView& view) { return view.address % info(view.dtype).size == 0; }
+
+void check_aligned(int64_t pair, const char* part, const TensorView& view, const TensorView& destination) {
+  if (is_aligned(view) && is_aligned(destination)) return;
+  refuse(pair, part, "or its destination does not lie at a multiple of the element size: pass an aligned tensor");
+}
+
+// Bytes from one element to the next. Strides may be any numbers where there is no next one, in a dimension of one or an
+// empty tensor: their products wrap.
+int64_t step_of(const TensorView& view, int64_t d, int64_t elements = 1) {
+  if (view.sizes[d] <= 1) return 0;
+  return static_cast<int64_t>(static_cast<uint64_t>(view.strides[d]) * elements * info(view.dtype).size);
+}
+
 Integers integers_of(const SourcePart& part) {
-  if (!part.given) return {};
   const TensorView& view = part.view;
-  // An empty tensor may have no address, which would pass for no integers at all. Nothing is read of it.
-  const uint64_t address = view.address == 0 && !part.by_value ? 1 : view.address;
-  return {address, view.strides[0] * info(view.dtype).size, view.dtype, part.by_value};
+  // Never read, and yet there: an empty tensor's address may be 0.
+  if (is_empty(view)) return {1, 0, view.dtype, false};
+  // One alone has any stride: that of plain integers.
+  const int64_t stride = view.sizes[0] > 1 ? step_of(view, 0) : info(view.dtype).size;
+  return {view.address, stride, view.dtype, part.by_value};
 }
 
 void check_integers(int64_t pair, const char* name, const TensorView& view, bool index) {
   if (view.rank != 1) {
     refuse(pair, name, "has shape " + shape_of(view) + ": expected one dimension, got " + std::to_string(view.rank));
   }
-  if (index ? !is_index_dtype(view.dtype) : !is_number_dtype(view.dtype)) {
+  if (!(index ? is_index_dtype(view.dtype) : is_number_dtype(view.dtype))) {
     refuse(pair, name,
            std::string("is ") + info(view.dtype).name + ": expected " + (index ? "int32 or int64" : "integers"));
   }
-  if (view.address % info(view.dtype).size == 0) return;
-  refuse(pair, name, "does not lie at a multiple of the element size: pass an aligned tensor");
+  if (!is_empty(view) && !is_aligned(view)) {
+    refuse(pair, name, "does not lie at a multiple of the element size: pass an aligned tensor");
+  }
 }
 
 // Calls `visit(position, row)` until it returns true, for an index that the host can read.
 template <class Visit>
 void visit_index(const TensorView& index, const void* values, Visit visit) {
   const auto begin = reinterpret_cast<uint64_t>(values);
-  const int64_t stride = index.strides[0] * info(index.dtype).size;
+  const int64_t stride = step_of(index, 0);
   for (int64_t i = 0; i < index.sizes[0]; ++i) {
     if (visit(i, load_integer(begin + i * stride, index.dtype))) return;
   }
@@ -87,7 +103,6 @@ void LaunchPlanner::check_part(int64_t pair, const char* name, const SourcePart&
 
 void LaunchPlanner::add_derived(const Destinations& destinations, const DerivedSource& derived, size_t& gap) {
   const int64_t pair = derived.pair;
-  if (derived.derivation == Derivation::Nothing) return;
   check_part(pair, source_name(derived.derivation), derived.source, destinations, gap);
   check_part(pair, "index", derived.index, destinations, gap);
   check_part(pair, derived.lengths_index.given ? "table of the lengths" : "lengths", derived.lengths, destinations, gap);
@@ -144,6 +159,7 @@ PlannedTask& LaunchPlanner::add_whole_task(int64_t pair, Operation operation, ui
 // The rows of `table` as `record` says, whose index and lengths are set, into a destination's corner of these sizes.
 void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, const TensorView& table,
                                std::span<const int64_t> sizes, bool by_row, GatherRecord record) {
+  if (std::ranges::find(sizes, 0) != sizes.end()) return;
   const int src_item = info(table.dtype).size;
   const int dst_item = info(destination.dtype).size;
   const auto rank = static_cast<int64_t>(sizes.size());
@@ -160,7 +176,6 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
                           : kNoShift;
   int64_t elements = record.rows;
   for (int64_t d = first; d < rank; ++d) elements *= sizes[d];
-  if (elements == 0) return;
   if (!by_row) {
     record.table_rows = record.columns = 1;
     record.column_size = elements;
@@ -169,27 +184,23 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
   Box box;
   if (!record.converts) box.add(src_item, 1, 1);
   for (int64_t d = rank; d-- > first;) {
-    const int64_t pages = d == 1 ? record.page_size : 1;
-    if (sizes[d] > 1) box.add(sizes[d], table.strides[d] * pages * src_item, destination.strides[d] * dst_item);
+    if (sizes[d] > 1) box.add(sizes[d], step_of(table, d, d == 1 ? record.page_size : 1), step_of(destination, d));
   }
   const std::span<Extent> extents = box.in_order();
   check_dimensions(pair, extents.size() - (!record.converts && extents[0].size == src_item) + by_row);
-  const int64_t src_row = by_row ? table.strides[0] * src_item : 0;
-  const int64_t dst_row = by_row ? destination.strides[0] * dst_item : 0;
+  const int64_t src_row = by_row ? step_of(table, 0) : 0;
+  const int64_t dst_row = by_row ? step_of(destination, 0) : 0;
   int unit_log2 = 0;
   size_t count = 0;
   if (record.converts) {
-    if (table.address % src_item != 0 || destination.address % dst_item != 0) {
-      refuse(pair, source_name(by_row ? Derivation::Rows : Derivation::Plus),
-             "or its destination does not lie at a multiple of the element size: pass an aligned tensor");
-    }
+    check_aligned(pair, source_name(by_row ? Derivation::Rows : Derivation::Plus), table, destination);
     std::ranges::copy(extents, record.extents);
     count = extents.size();
     if (count == 0) record.extents[count++] = {1, src_item, dst_item};
   } else {
     uint64_t bits = table.address | destination.address | extents[0].size;
+    bits |= src_row;
     if (record.rows > 1) bits |= dst_row;
-    if (by_row) bits |= src_row;
     for (const Extent& extent : extents.subspan(1)) bits |= extent.src_stride | extent.dst_stride;
     unit_log2 = std::min(std::countr_zero(bits), kMaxUnitLog2);
     const int64_t unit = int64_t{1} << unit_log2;
@@ -220,19 +231,19 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
 // Adds the rows as a RowsTask, or returns false where they are not plain enough.
 bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destination, const GatherRecord& record,
                                    int unit_log2) {
-  const auto is_plain = [](const Integers& integers) {
-    return integers.stride == info(integers.dtype).size && is_index_dtype(integers.dtype);
-  };
+  const auto is_plain = [](const Integers& integers) { return integers.stride == info(integers.dtype).size; };
   const bool cut = record.lengths.address != 0 || record.lengths.in_values;
   const bool by_index_twice = record.lengths_index.address != 0 || record.lengths_index.in_values;
   const auto fits = [](int64_t number) { return number == static_cast<uint32_t>(number); };
   const Extent& run = record.extents[0];
   const bool run_is_plain = record.converts
                                 ? record.extent_count == 1 && run.dst_stride == info(record.to).size &&
-                                      fits(run.src_stride) && record.page_shift != kNoShift && record.addend == 0
+                                      fits(run.src_stride) && record.page_shift != kNoShift
                                 : record.side_by_side;
   const auto warps = static_cast<uint64_t>(record.units) / kWarpLanes * static_cast<uint64_t>(record.rows);
-  if (!run_is_plain || record.fills || by_index_twice || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
+  // Of items a tile takes each for a column.
+  const bool cuts_items = cut && record.converts && record.column_size > 1;
+  if (!run_is_plain || cuts_items || record.fills || by_index_twice || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
       record.units < static_cast<int64_t>(kMinPlainColumns) || (cut && warps > kMaxCutRowWarps) ||
       record.columns > int64_t{1} << 30 || !fits(record.table_row_stride) || !fits(record.dst_row_stride) ||
       !fits(record.column_size)) {
@@ -281,7 +292,7 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
   std::array<int64_t, kMaxRank> sizes;
   std::copy(table.sizes, table.sizes + table.rank, sizes.begin());
   sizes[0] = index.sizes[0];
-  if (derived.number > 1) sizes[1] = sizes[1] / derived.number + (sizes[1] % derived.number != 0);
+  if (table.rank > 1 && derived.number > 1) sizes[1] = sizes[1] / derived.number + (sizes[1] % derived.number != 0);
   TensorView corner = table;
   corner.sizes = sizes.data();
   check_shapes(pair, destination, corner);
@@ -327,12 +338,13 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
   add_gather(pair, destination, table, {sizes.data(), static_cast<size_t>(table.rank)}, true, record);
   if (rest.kind == Rest::Last) {
     // Which of the rows is the last one is known where the index is: its warp also fills what lies behind them.
+    check_aligned(pair, "table", table, destination);
     record.from = table.dtype;
     record.to = destination.dtype;
     record.rows = sizes[0];
     record.columns = record.column_size = 1;
-    record.table_row_stride = table.strides[0] * info(table.dtype).size;
-    record.dst_row_stride = destination.strides[0] * info(destination.dtype).size;
+    record.table_row_stride = step_of(table, 0);
+    record.dst_row_stride = step_of(destination, 0);
     record.rest = destination.sizes[0] - sizes[0];
     PlannedTask& planned =
         add_record(pair, Operation::LastRow, table.address, destination.address, std::as_bytes(std::span(&record, 1)),
@@ -382,15 +394,13 @@ void LaunchPlanner::add_sums(const Destinations& destinations, const DerivedSour
     throw InvalidInput(pair, std::string("destination is ") + info(destination.dtype).name +
                                  ": expected an integer dtype for sums of lengths");
   }
-  const int64_t count = lengths.sizes[0] + 1;
+  const int64_t count = std::min(lengths.sizes[0], INT64_MAX - 1) + 1;
   const TensorView corner{.address = 1, .sizes = &count, .strides = lengths.strides, .rank = 1, .dtype = lengths.dtype};
   check_shapes(pair, destination, corner);
   const int dst_item = info(destination.dtype).size;
-  if (destination.address % dst_item != 0) {
-    throw InvalidInput(pair, "destination does not lie at a multiple of the element size: pass an aligned tensor");
-  }
-  const SumsTask sums{.lengths_stride = lengths.strides[0] * info(lengths.dtype).size,
-                      .dst_stride = destination.strides[0] * dst_item,
+  check_aligned(pair, "lengths", lengths, destination);
+  const SumsTask sums{.lengths_stride = step_of(lengths, 0),
+                      .dst_stride = step_of(destination, 0),
                       .count = lengths.sizes[0],
                       .rest = destinations.rest(pair).kind == Rest::Last ? destination.sizes[0] - count : 0,
                       .from = lengths.dtype,
@@ -477,8 +487,8 @@ std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& p
     const auto& rows = reinterpret_cast<const RowsTask&>(planned.record);
     const bool items = planned.task.code.operation == Operation::RowItems;
     text = "rows by " + (items ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
-    if (rows.page_shift > 0 && items) text += ", pages of " + std::to_string(1 << rows.page_shift);
-    if (rows.lengths != 0 || rows.lengths_in_values) text += ", cut at lengths";
+    if (rows.page_shift > 0) text += ", pages of " + std::to_string(1 << rows.page_shift);
+    if (rows.lengths != 0) text += ", cut at lengths";
     if (rows.index_in_values || rows.lengths_in_values) text += values_text();
     return {text, planned.row_tiles * planned.columns << planned.unit_log2};
   }
@@ -490,7 +500,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& p
   text = plus ? "integers plus " + std::to_string(record.addend)
               : "rows by " + (record.converts ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
   if (record.page_size != 1) text += ", pages of " + std::to_string(record.page_size);
-  if (record.lengths.address != 0 || record.lengths.in_values) text += ", cut at lengths";
+  if (record.lengths.address != 0) text += ", cut at lengths";
   if (!record.side_by_side) text += ", strided";
   if (record.index.in_values || record.lengths.in_values || record.lengths_index.in_values) text += values_text();
   const uint64_t unit = record.converts ? info(record.to).size : 1u << planned.task.code.width_log2;

@@ -171,7 +171,7 @@ struct PlannedTask {
   uint16_t record_words;  // of a derived source's record behind the tasks; 0: there is none
   union {
     Extent extents[kMaxExtents];
-    alignas(kWordBytes) std::byte record[kMaxRecordBytes];
+    alignas(StridedTask) std::byte record[kMaxRecordBytes];
   };
 
   bool is_strided() const { return rank > 0; }

@@ -252,7 +252,8 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device, Staging
     }
     planned.tiles = static_cast<uint32_t>(tiles);
   }
-  const std::span<const std::byte> carried = values_.empty() ? values_ : place_values(device, staging);
+  const bool reads_values = !values_.empty() && !tasks_.empty();
+  const std::span<const std::byte> carried = reads_values ? place_values(device, staging) : std::span<const std::byte>();
   size_t launches = 0;
   for (std::span<const PlannedTask> left = tasks_; !left.empty();) {
     if (launches_.size() == launches) launches_.emplace_back();
@@ -306,7 +307,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
       if (ragged) text += ", cut at both ends";
     }
     if (planned.rank > 1) text += ", strided rows";
-    if (planned.from_values && !is_fill(operation)) text += values_text();
+    if (planned.from_values) text += values_text();
   }
   return {text.empty() ? "nothing to do" : text, bytes};
 }

@@ -82,7 +82,7 @@ class HostValues {
     blocks_.resize(place + (bytes + kAlignment - 1) / kAlignment);
     return place * kAlignment;
   }
-  std::byte* at(uint64_t place) { return blocks_.data()->bytes + place; }
+  std::byte* at(uint64_t place) { return reinterpret_cast<std::byte*>(blocks_.data()) + place; }
   std::span<const std::byte> bytes() const {
     return {reinterpret_cast<const std::byte*>(blocks_.data()), blocks_.size() * kAlignment};
   }

@@ -28,7 +28,17 @@ ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "tests/fuzz/planner_fuzz.cpp"
 PLANNER = [
     ROOT / "csrc" / f"{part}.cpp"
-    for part in ("planner", "launch_layout", "destinations", "checks", "overlap", "fill_pattern", "tensor_view")
+    for part in (
+        "planner",
+        "derived_planner",
+        "sources",
+        "launch_layout",
+        "destinations",
+        "checks",
+        "overlap",
+        "fill_pattern",
+        "tensor_view",
+    )
 ]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 SEEDS = 200

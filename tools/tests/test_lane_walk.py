@@ -33,7 +33,7 @@ int main(int, char** arguments) {
   Destinations destinations;
   destinations.bind({&dst, 1}, nullptr);
   LaunchPlanner planner;
-  const std::byte* launch = planner.plan(destinations, {&src, 1})[0].params.bytes;
+  const std::byte* launch = planner.plan(destinations, {{&src, 1}})[0].params.bytes;
   const LaunchHeader& header = launch_header(launch);
   const auto [number, last] = find_task(launch, header.tiles - 1);
   const Task& task = launch_task(launch, number);
