@@ -107,19 +107,16 @@ void fill_bytes(uint64_t dst, int64_t begin, int64_t end, const GatherRecord& ga
   for (int64_t i = begin; i < end; ++i) *static_cast<char*>(at(dst + (i - begin))) = bytes[i % sizeof bits];
 }
 
-void gather_row(const std::byte* launch, const StridedTask& task, int64_t row) {
+void gather_tile(const std::byte* launch, const StridedTask& task, uint32_t tile) {
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
+  const uint32_t row = divide(tile, {task.task.code.column_tiles_shift, task.column_tiles_multiplier});
+  const int64_t first = static_cast<int64_t>(tile - row * task.task.column_tiles) * task.task.tile_columns;
   const GatheredRow found = find_row(launch, gather, row);
   const uint64_t src = task.task.src + found.table_row * gather.table_row_stride;
   const uint64_t dst = task.task.dst + row * gather.dst_row_stride;
   const int64_t unit = gather.converts ? 1 : int64_t{1} << task.task.code.width_log2;
-  if (gather.side_by_side && !gather.converts) {
-    std::memcpy(at(dst), at(src), static_cast<size_t>(found.copied));
-    if (gather.fills) fill_bytes(dst + found.copied, found.copied, gather.units * unit, gather);
-    return;
-  }
   const int64_t last = gather.fills ? gather.units : (found.copied + unit - 1) / unit;
-  for (int64_t i = 0; i < last; ++i) {
+  for (int64_t i = first; i < std::min(last, first + task.task.tile_columns); ++i) {
     const auto [from, to] = locate_unit(gather, src, dst, i);
     const int64_t copied = std::clamp<int64_t>(found.copied - i * unit, 0, unit);
     if (!gather.converts) {
@@ -134,18 +131,44 @@ void gather_row(const std::byte* launch, const StridedTask& task, int64_t row) {
   }
 }
 
-void gather_tile(const std::byte* launch, const RowsTask& rows, uint32_t number) {
-  const RowsTile tile = locate_rows_tile(launch, rows, number);
-  if (rows.task.code.operation == Operation::Rows) {
-    const size_t bytes = (static_cast<size_t>(tile.columns) << rows.task.code.width_log2) + tile.cut_bytes;
-    if (bytes > 0) std::memcpy(at(tile.dst), at(tile.src), bytes);
-    return;
+void copy_items(const RowShare& share, uint32_t begin, uint32_t end, uint32_t item_stride, DType from, int page_shift,
+                int64_t addend, DType to) {
+  for (uint32_t i = begin; i < end; ++i) {
+    const int64_t item = load_integer(share.src + uint64_t{i} * item_stride, from) >> page_shift;
+    const auto sum = static_cast<int64_t>(static_cast<uint64_t>(item) + static_cast<uint64_t>(addend));
+    store_integer<c10::Half, c10::BFloat16>(share.dst + uint64_t{i} * info(to).size, to, wrap(sum, from));
   }
-  const DType from = rows.from_64 ? DType::Int64 : DType::Int32, to = rows.to_64 ? DType::Int64 : DType::Int32;
-  for (uint32_t i = 0; i < tile.columns; ++i) {
-    const int64_t item = load_integer(tile.src + uint64_t{i} * rows.item_stride, from) >> rows.page_shift;
-    store_integer<c10::Half, c10::BFloat16>(tile.dst + uint64_t{i} * info(to).size, to, item);
+}
+
+constexpr DType index_dtype(bool is_64) { return is_64 ? DType::Int64 : DType::Int32; }
+
+void copy_rows(const std::byte* launch, const RowsTask& rows, uint32_t tile) {
+  const RowShare share = locate_row(launch, rows, tile, 0);
+  const bool items = rows.task.code.operation == Operation::RowItems;
+  const uint64_t unit = items ? info(index_dtype(rows.to_64)).size : uint64_t{1} << rows.task.code.width_log2;
+  for (uint64_t first = share.first; first < share.end; first += share.step) {
+    const auto end = static_cast<uint32_t>(std::min<uint64_t>(first + rows.task.tile_columns, share.end));
+    const uint32_t whole = std::clamp(share.whole, static_cast<uint32_t>(first), end);
+    uint64_t written = whole * unit;
+    if (items) {
+      copy_items(share, static_cast<uint32_t>(first), whole, rows.item_stride, index_dtype(rows.from_64),
+                 rows.page_shift, 0, index_dtype(rows.to_64));
+    } else {
+      if (whole == share.whole && whole < end) written += share.cut_bytes;
+      std::memcpy(at(share.dst + first * unit), at(share.src + first * unit), written - first * unit);
+    }
+    if (!rows.fills) continue;
+    for (; written < end * unit; ++written) {
+      *static_cast<char*>(at(share.dst + written)) = static_cast<char>(pattern_at(rows.pattern, written));
+    }
   }
+}
+
+void add_number(const PlusTask& plus, uint32_t tile) {
+  const RowShare share{.src = plus.task.src, .dst = plus.task.dst};
+  const uint32_t first = tile * plus.task.tile_columns;
+  copy_items(share, first, std::min(first + plus.task.tile_columns, plus.items), plus.item_stride,
+             index_dtype(plus.from_64), 0, plus.addend, index_dtype(plus.to_64));
 }
 
 void fill_with_last_row(const std::byte* launch, const StridedTask& task) {
@@ -176,10 +199,11 @@ void sum_up(const SumsTask& sums) {
 
 void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile) {
   switch (task.task.code.operation) {
-    case Operation::Gather: return gather_row(launch, task, tile);
-    case Operation::Rows:
-    case Operation::RowItems: return gather_tile(launch, reinterpret_cast<const RowsTask&>(task), tile);
+    case Operation::Gather: return gather_tile(launch, task, tile);
     case Operation::LastRow: return fill_with_last_row(launch, task);
+    case Operation::Rows:
+    case Operation::RowItems: return copy_rows(launch, reinterpret_cast<const RowsTask&>(task), tile);
+    case Operation::Plus: return add_number(reinterpret_cast<const PlusTask&>(task), tile);
     case Operation::Sums: return sum_up(reinterpret_cast<const SumsTask&>(task));
     default: break;
   }
@@ -199,9 +223,10 @@ void run_tile(const Task& task, const Tile& tile) {
     case Operation::Fill16: return fill_tile(tile, unit, task.src, true);
     case Operation::Cast:
     case Operation::Gather:
+    case Operation::LastRow:
     case Operation::Rows:
     case Operation::RowItems:
-    case Operation::LastRow:
+    case Operation::Plus:
     case Operation::Sums: break;
   }
   __builtin_unreachable();

@@ -76,6 +76,23 @@ void check_index(int64_t pair, const char* name, const TensorView& index, const 
   });
 }
 
+bool is_given(const Integers& integers) { return integers.address != 0 || integers.in_values; }
+
+bool is_plain(const Integers& integers) { return integers.stride == info(integers.dtype).size; }
+
+bool fits_32_bits(int64_t number) { return number == static_cast<uint32_t>(number); }
+
+constexpr int64_t kMaxPlainUnits = int64_t{1} << 30;
+constexpr uint64_t kMaxPlainPage = uint64_t{1} << 30;
+
+// Units side by side in the destination, and in the source too, or items at a stride there.
+bool is_plain_run(const GatherRecord& record, int64_t unit) {
+  const Extent& run = record.extents[0];
+  return record.extent_count == 1 &&
+         (run.size == 1 || (run.dst_stride == unit && (record.converts ? fits_32_bits(run.src_stride)
+                                                                       : run.src_stride == unit)));
+}
+
 bool has_row(const TensorView& index, const void* values) {
   bool found = false;
   visit_index(index, values, [&](int64_t, int64_t row) { return found = row >= 0; });
@@ -134,7 +151,7 @@ void LaunchPlanner::mark_values(const SourcePart& part, size_t first) {
 }
 
 PlannedTask& LaunchPlanner::add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
-                                       std::span<const std::byte> record, uint64_t bytes) {
+                                       std::span<const std::byte> record) {
   PlannedTask& planned = tasks_.emplace_back();
   planned.task = {src, dst, 0, 0, 0, {operation, 0, kWarpLanesLog2, 0}};
   planned.pair = pair;
@@ -143,14 +160,15 @@ PlannedTask& LaunchPlanner::add_record(int64_t pair, Operation operation, uint64
   planned.from_values = planned.is_whole_task = false;
   planned.record_words = static_cast<uint16_t>(record.size() / kWordBytes);
   std::memcpy(planned.record, record.data(), record.size());
-  bytes_ += bytes;
   return planned;
 }
 
-// The same of a record that takes the place of a StridedTask.
+// The same of a task that takes the place of a StridedTask.
+template <class WholeTask>
 PlannedTask& LaunchPlanner::add_whole_task(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
-                                           std::span<const std::byte> record) {
-  PlannedTask& planned = add_record(pair, operation, src, dst, record, 0);
+                                           const WholeTask& task) {
+  static_assert(kIsWholeTask<WholeTask>);
+  PlannedTask& planned = add_record(pair, operation, src, dst, std::as_bytes(std::span(&task, 1)));
   planned.record_words = 0;
   planned.is_whole_task = true;
   return planned;
@@ -171,9 +189,6 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
   record.columns = rank > 1 ? sizes[1] : 1;
   record.column_size = record.converts ? 1 : src_item;
   for (int64_t d = 2; d < rank; ++d) record.column_size *= sizes[d];
-  record.page_shift = std::has_single_bit(static_cast<uint64_t>(record.page_size))
-                          ? static_cast<uint8_t>(std::countr_zero(static_cast<uint64_t>(record.page_size)))
-                          : kNoShift;
   int64_t elements = record.rows;
   for (int64_t d = first; d < rank; ++d) elements *= sizes[d];
   if (!by_row) {
@@ -211,65 +226,93 @@ void LaunchPlanner::add_gather(int64_t pair, const TensorView& destination, cons
   record.extent_count = static_cast<uint8_t>(count);
   record.units = 1;
   for (size_t d = 0; d < count; ++d) record.units *= record.extents[d].size;
-  const int src_unit = record.converts ? src_item : 1 << unit_log2;
-  const int dst_unit = record.converts ? dst_item : 1 << unit_log2;
-  record.side_by_side = count == 1 && (record.extents[0].size == 1 || (record.extents[0].src_stride == src_unit &&
-                                                                       record.extents[0].dst_stride == dst_unit));
   record.table_row_stride = src_row;
   record.dst_row_stride = dst_row;
-  if (by_row && add_plain_rows(pair, table.address, destination.address, record, unit_log2)) {
-    bytes_ += static_cast<uint64_t>(elements) * dst_item;
+  bytes_ += static_cast<uint64_t>(elements) * dst_item;
+  if (by_row ? add_plain_rows(pair, table.address, destination.address, record, unit_log2)
+             : add_plain_plus(pair, table.address, destination.address, record)) {
     return;
   }
-  PlannedTask& planned = add_record(pair, Operation::Gather, table.address, destination.address,
-                                    std::as_bytes(std::span(&record, 1)), static_cast<uint64_t>(elements) * dst_item);
+  PlannedTask& planned =
+      add_record(pair, Operation::Gather, table.address, destination.address, std::as_bytes(std::span(&record, 1)));
+  planned.kind = LaunchKind::AllSources;
   planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
-  planned.unit_log2 = std::countr_zero(static_cast<unsigned>(dst_unit));
+  planned.unit_log2 = record.converts ? std::countr_zero<unsigned>(dst_item) : unit_log2;
   planned.columns = static_cast<uint64_t>(record.units);
+  planned.row_tiles = static_cast<uint64_t>(record.rows);
 }
 
 // Adds the rows as a RowsTask, or returns false where they are not plain enough.
 bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destination, const GatherRecord& record,
                                    int unit_log2) {
-  const auto is_plain = [](const Integers& integers) { return integers.stride == info(integers.dtype).size; };
-  const bool cut = record.lengths.address != 0 || record.lengths.in_values;
-  const bool by_index_twice = record.lengths_index.address != 0 || record.lengths_index.in_values;
-  const auto fits = [](int64_t number) { return number == static_cast<uint32_t>(number); };
-  const Extent& run = record.extents[0];
-  const bool run_is_plain = record.converts
-                                ? record.extent_count == 1 && run.dst_stride == info(record.to).size &&
-                                      fits(run.src_stride) && record.page_shift != kNoShift
-                                : record.side_by_side;
-  const auto warps = static_cast<uint64_t>(record.units) / kWarpLanes * static_cast<uint64_t>(record.rows);
-  // Of items a tile takes each for a column.
-  const bool cuts_items = cut && record.converts && record.column_size > 1;
-  if (!run_is_plain || cuts_items || record.fills || by_index_twice || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
-      record.units < static_cast<int64_t>(kMinPlainColumns) || (cut && warps > kMaxCutRowWarps) ||
-      record.columns > int64_t{1} << 30 || !fits(record.table_row_stride) || !fits(record.dst_row_stride) ||
-      !fits(record.column_size)) {
+  const bool cut = is_given(record.lengths);
+  const bool items = record.converts;
+  // A length of each of the table's rows, by the same index.
+  const bool of_table = is_given(record.lengths_index);
+  const bool same_index = record.lengths_index == record.index && record.lengths_rows == record.table_rows;
+  const auto page_size = static_cast<uint64_t>(record.page_size);
+  const int64_t unit = items ? info(record.to).size : int64_t{1} << unit_log2;
+  if (!is_plain_run(record, unit) || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
+      (of_table && !same_index) || (items && (!std::has_single_bit(page_size) || page_size > kMaxPlainPage)) ||
+      (items && cut && record.column_size > 1) || record.fills_16 || record.units > kMaxPlainUnits ||
+      record.columns > kMaxPlainUnits || record.rows > kMaxPlainUnits || !fits_32_bits(record.table_row_stride) ||
+      !fits_32_bits(record.dst_row_stride) || !fits_32_bits(record.column_size)) {
     return false;
   }
-  const RowsTask rows{.item_stride = static_cast<uint32_t>(run.src_stride),
+  const RowsTask rows{.item_stride = static_cast<uint32_t>(record.extents[0].src_stride),
                       .column_bytes = static_cast<uint32_t>(record.column_size),
-                      .page_shift = record.page_shift,
+                      .page_shift = static_cast<uint8_t>(std::countr_zero(page_size)),
                       .index_64 = record.index.dtype == DType::Int64,
                       .lengths_64 = record.lengths.dtype == DType::Int64,
+                      .lengths_of_table = of_table,
                       .index_in_values = record.index.in_values,
-                      .table_row_stride = record.table_row_stride,
-                      .dst_row_stride = record.dst_row_stride,
+                      .lengths_in_values = record.lengths.in_values,
+                      .fills = record.fills,
+                      .from_64 = record.from == DType::Int64,
+                      .to_64 = record.to == DType::Int64,
+                      .table_row_stride = static_cast<uint32_t>(record.table_row_stride),
+                      .dst_row_stride = static_cast<uint32_t>(record.dst_row_stride),
+                      .rows = static_cast<uint32_t>(record.rows),
+                      .units = static_cast<uint32_t>(record.units),
                       .index = record.index.address,
                       .lengths = record.lengths.address,
                       .table_rows = record.table_rows,
-                      .from_64 = record.from == DType::Int64,
-                      .to_64 = record.to == DType::Int64,
-                      .lengths_in_values = record.lengths.in_values};
-  PlannedTask& planned = add_whole_task(pair, record.converts ? Operation::RowItems : Operation::Rows, table,
-                                        destination, std::as_bytes(std::span(&rows, 1)));
+                      .pattern = record.pattern};
+  PlannedTask& planned = add_whole_task(pair, items ? Operation::RowItems : Operation::Rows, table, destination, rows);
   planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
-  planned.unit_log2 = record.converts ? std::countr_zero<unsigned>(info(record.to).size) : unit_log2;
+  planned.unit_log2 = std::countr_zero(static_cast<uint64_t>(unit));
   planned.columns = static_cast<uint64_t>(record.units);
   planned.row_tiles = static_cast<uint64_t>(record.rows);
+  if (items) count_sectors(planned, rows.item_stride);
   return true;
+}
+
+// Adds the integers plus a number as a PlusTask, or returns false where they are not plain enough.
+bool LaunchPlanner::add_plain_plus(int64_t pair, uint64_t source, uint64_t destination, const GatherRecord& record) {
+  const int dst_item = info(record.to).size;
+  if (!is_index_dtype(record.from) || !is_index_dtype(record.to) || !is_plain_run(record, dst_item) ||
+      record.units > kMaxPlainUnits) {
+    return false;
+  }
+  const PlusTask plus{.item_stride = static_cast<uint32_t>(record.extents[0].src_stride),
+                      .addend = record.addend,
+                      .items = static_cast<uint32_t>(record.units),
+                      .from_64 = record.from == DType::Int64,
+                      .to_64 = record.to == DType::Int64};
+  PlannedTask& planned = add_whole_task(pair, Operation::Plus, source, destination, plus);
+  planned.unit_log2 = std::countr_zero<unsigned>(dst_item);
+  planned.columns = static_cast<uint64_t>(record.units);
+  planned.row_tiles = 1;
+  count_sectors(planned, plus.item_stride);
+  return true;
+}
+
+// Of items that lie apart a warp's loads take a sector each: they count as what they read.
+void LaunchPlanner::count_sectors(PlannedTask& planned, uint32_t item_stride) {
+  const int sector_log2 = std::min(static_cast<int>(std::bit_width(item_stride)) - 1, kSectorBytesLog2);
+  if (sector_log2 <= planned.unit_log2) return;
+  planned.unit_log2 = sector_log2;
+  bytes_ += planned.columns * planned.row_tiles << sector_log2;
 }
 
 void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSource& derived) {
@@ -347,8 +390,9 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
     record.dst_row_stride = step_of(destination, 0);
     record.rest = destination.sizes[0] - sizes[0];
     PlannedTask& planned =
-        add_record(pair, Operation::LastRow, table.address, destination.address, std::as_bytes(std::span(&record, 1)),
-                   static_cast<uint64_t>(record.rest) * info(destination.dtype).size);
+        add_record(pair, Operation::LastRow, table.address, destination.address, std::as_bytes(std::span(&record, 1)));
+    planned.kind = LaunchKind::AllSources;
+    bytes_ += static_cast<uint64_t>(record.rest) * info(destination.dtype).size;
     planned.task.code.width_log2 = static_cast<uint8_t>(std::countr_zero<unsigned>(info(table.dtype).size));
   }
   add_rest(destinations, pair, corner);
@@ -399,56 +443,48 @@ void LaunchPlanner::add_sums(const Destinations& destinations, const DerivedSour
   check_shapes(pair, destination, corner);
   const int dst_item = info(destination.dtype).size;
   check_aligned(pair, "lengths", lengths, destination);
-  const SumsTask sums{.lengths_stride = step_of(lengths, 0),
+  const SumsTask sums{.from = lengths.dtype,
+                      .to = destination.dtype,
+                      .lengths_stride = step_of(lengths, 0),
                       .dst_stride = step_of(destination, 0),
                       .count = lengths.sizes[0],
-                      .rest = destinations.rest(pair).kind == Rest::Last ? destination.sizes[0] - count : 0,
-                      .from = lengths.dtype,
-                      .to = destination.dtype};
-  PlannedTask& planned = add_whole_task(pair, Operation::Sums, lengths.address, destination.address,
-                                        std::as_bytes(std::span(&sums, 1)));
+                      .rest = destinations.rest(pair).kind == Rest::Last ? destination.sizes[0] - count : 0};
+  PlannedTask& planned = add_whole_task(pair, Operation::Sums, lengths.address, destination.address, sums);
+  if (!is_plain_sum(sums.from, sums.to)) planned.kind = LaunchKind::AllSources;
   planned.from_values = derived.source.by_value;
   planned.row_tiles = 1;
   bytes_ += static_cast<uint64_t>(count + sums.rest) * dst_item;
   add_rest(destinations, pair, corner);
 }
 
-// Decides what warps do of a task that has a record, and returns the number of its tiles.
-uint64_t LaunchPlanner::shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device) {
+// Decides what warps do of a derived source's task, and returns the number of its tiles.
+uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2, DeviceType device) {
   Task& task = planned.task;
-  if (planned.is_whole_task && task.code.operation != Operation::Sums) {
-    int columns_log2 = tile_bytes_log2 - planned.unit_log2;
-    if (device == DeviceType::Cuda) {
-      columns_log2 = std::clamp(columns_log2, kWarpLanesLog2,
-                                std::countr_zero<unsigned>(kWarpLanes * max_lane_units(1 << planned.unit_log2)));
+  if (task.code.operation == Operation::Sums || task.code.operation == Operation::LastRow) {
+    task.tile_columns = task.last_columns = task.column_tiles = planned.tile_rows = 1;
+    planned.row_tiles = 1;
+    return 1;
+  }
+  int columns_log2 = std::max(tile_bytes_log2 - planned.unit_log2, kWarpLanesLog2);
+  planned.tile_rows = 1;
+  if (device == DeviceType::Cuda && planned.is_whole_task) {
+    const int most = kWarpLanes * max_lane_units(1 << planned.unit_log2);
+    columns_log2 = std::min(columns_log2, std::countr_zero<unsigned>(most));
+    if (planned.columns < kMinPlainColumns && planned.row_tiles > 1) {
+      columns_log2 = std::bit_width(planned.columns - 1);
+      task.code.lanes_log2 = static_cast<uint8_t>(columns_log2);
+      planned.row_tiles = divide_up_log2(planned.row_tiles, kWarpLanesLog2 - columns_log2);
     }
-    const uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
-    task.tile_columns = 1u << columns_log2;
-    task.last_columns = static_cast<uint32_t>(planned.columns - ((column_tiles - 1) << columns_log2));
-    task.column_tiles = static_cast<uint32_t>(column_tiles);
-    return std::min(column_tiles * planned.row_tiles, uint64_t{kNoTile} + 1);
   }
-  task.tile_columns = task.last_columns = task.column_tiles = planned.tile_rows = 1;
-  planned.row_tiles = 1;
-  if (task.code.operation != Operation::Gather) return 1;
-  GatherRecord record;
-  std::memcpy(&record, planned.record, sizeof record);
-  const auto rows = static_cast<uint64_t>(record.rows);
-  if (device != DeviceType::Cuda) return std::min(rows, uint64_t{kNoTile} + 1);
-  int columns_log2 = std::clamp(tile_bytes_log2 - planned.unit_log2, kWarpLanesLog2,
-                                std::countr_zero<unsigned>(kWarpLanes * kGatherUnits));
-  if (planned.columns <= kWarpLanes / 2 && rows > 1) {
-    columns_log2 = std::bit_width(planned.columns - 1);
-    task.code.lanes_log2 = static_cast<uint8_t>(columns_log2);
-    planned.tile_rows = kWarpLanes >> columns_log2;
-  }
+  uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
+  const bool is_cut = (task.code.operation == Operation::Rows || task.code.operation == Operation::RowItems) &&
+                      reinterpret_cast<const RowsTask&>(planned.record).lengths != 0;
+  if (is_cut) column_tiles = std::min(column_tiles, std::max<uint64_t>(kCutRowWarps / planned.row_tiles, 1));
   task.tile_columns = 1u << columns_log2;
-  planned.row_tiles = (rows - 1) / planned.tile_rows + 1;
-  const uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
-  const bool cut = record.lengths.address != 0 || record.lengths.in_values;
-  const uint64_t shared = cut ? std::max<uint64_t>(kGatherWarps / planned.row_tiles, 1) : column_tiles;
-  task.column_tiles = static_cast<uint32_t>(std::min({column_tiles, shared, uint64_t{kNoTile}}));
-  return std::min(planned.row_tiles * task.column_tiles, uint64_t{kNoTile} + 1);
+  task.last_columns = static_cast<uint32_t>(planned.columns - ((column_tiles - 1) << columns_log2));
+  task.column_tiles = static_cast<uint32_t>(column_tiles);
+  const auto tiles = static_cast<unsigned __int128>(column_tiles) * planned.row_tiles;
+  return static_cast<uint64_t>(std::min<unsigned __int128>(tiles, uint64_t{kNoTile} + 1));
 }
 
 // Host values lie `base` bytes on from where the task's addresses count.
@@ -475,36 +511,45 @@ void LaunchPlanner::relocate(PlannedTask& planned, uint64_t base) {
   }
 }
 
-std::pair<std::string, uint64_t> LaunchPlanner::record_path(const PlannedTask& planned) const {
-  std::string text;
-  if (planned.task.code.operation == Operation::Sums) {
-    const auto& sums = reinterpret_cast<const SumsTask&>(planned.record);
-    text = "sums of " + std::to_string(sums.count) + " by one warp";
-    return {text + (planned.from_values ? values_text() : ""),
-            static_cast<uint64_t>(sums.count + 1 + sums.rest) * info(sums.to).size};
+std::pair<std::string, uint64_t> LaunchPlanner::derived_path(const PlannedTask& planned) const {
+  const auto values_if = [&](bool in_values) { return in_values ? values_text() : ""; };
+  const std::string by_unit = std::to_string(1 << planned.task.code.width_log2) + " B";
+  switch (planned.task.code.operation) {
+    case Operation::Sums: {
+      const auto& sums = reinterpret_cast<const SumsTask&>(planned.record);
+      return {"sums of " + std::to_string(sums.count) + " by one warp",
+              static_cast<uint64_t>(sums.count + 1 + sums.rest) * info(sums.to).size};
+    }
+    case Operation::Plus: {
+      const auto& plus = reinterpret_cast<const PlusTask&>(planned.record);
+      return {"integers plus " + std::to_string(plus.addend), uint64_t{plus.items} * (plus.to_64 ? 8 : 4)};
+    }
+    case Operation::Rows:
+    case Operation::RowItems: {
+      const auto& rows = reinterpret_cast<const RowsTask&>(planned.record);
+      const bool items = planned.task.code.operation == Operation::RowItems;
+      const uint64_t unit = !items ? 1u << planned.task.code.width_log2 : rows.to_64 ? 8 : 4;
+      return {std::string("rows by ") + (items ? "item" : by_unit) +
+                  (rows.page_shift > 0 ? ", pages of " + std::to_string(1 << rows.page_shift) : "") +
+                  (rows.lengths != 0 ? ", cut at lengths" : "") +
+                  values_if(rows.index_in_values || rows.lengths_in_values),
+              uint64_t{rows.rows} * rows.units * unit};
+    }
+    case Operation::LastRow: {
+      const auto& last = reinterpret_cast<const GatherRecord&>(planned.record);
+      return {"fill with the last row", static_cast<uint64_t>(last.rest) * info(last.to).size};
+    }
+    default: break;
   }
-  if (planned.is_whole_task) {
-    const auto& rows = reinterpret_cast<const RowsTask&>(planned.record);
-    const bool items = planned.task.code.operation == Operation::RowItems;
-    text = "rows by " + (items ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
-    if (rows.page_shift > 0) text += ", pages of " + std::to_string(1 << rows.page_shift);
-    if (rows.lengths != 0) text += ", cut at lengths";
-    if (rows.index_in_values || rows.lengths_in_values) text += values_text();
-    return {text, planned.row_tiles * planned.columns << planned.unit_log2};
-  }
-  const auto& record = reinterpret_cast<const GatherRecord&>(planned.record);
-  if (planned.task.code.operation == Operation::LastRow) {
-    return {"fill with the last row", static_cast<uint64_t>(record.rest) * info(record.to).size};
-  }
-  const bool plus = record.addend != 0;
-  text = plus ? "integers plus " + std::to_string(record.addend)
-              : "rows by " + (record.converts ? std::string("item") : std::to_string(1 << planned.task.code.width_log2) + " B");
-  if (record.page_size != 1) text += ", pages of " + std::to_string(record.page_size);
-  if (record.lengths.address != 0) text += ", cut at lengths";
-  if (!record.side_by_side) text += ", strided";
-  if (record.index.in_values || record.lengths.in_values || record.lengths_index.in_values) text += values_text();
-  const uint64_t unit = record.converts ? info(record.to).size : 1u << planned.task.code.width_log2;
-  return {text, static_cast<uint64_t>(record.rows * record.units) * unit};
+  const auto& gather = reinterpret_cast<const GatherRecord&>(planned.record);
+  std::string text = gather.addend != 0 ? "integers plus " + std::to_string(gather.addend)
+                                        : "rows by " + (gather.converts ? std::string("item") : by_unit);
+  if (gather.page_size != 1) text += ", pages of " + std::to_string(gather.page_size);
+  if (is_given(gather.lengths)) text += ", cut at lengths";
+  text += ", one after the other";
+  text += values_if(gather.index.in_values || gather.lengths.in_values || gather.lengths_index.in_values);
+  const uint64_t unit = gather.converts ? info(gather.to).size : 1u << planned.task.code.width_log2;
+  return {text, static_cast<uint64_t>(gather.rows * gather.units) * unit};
 }
 
 }  // namespace fused_copy

@@ -1,5 +1,4 @@
-// What the tasks of derived sources say beside their StridedTask, and how both back ends read it: rows of a table, sums
-// of lengths, integers plus a number.
+// The tasks of derived sources and how both back ends read them: rows of a table, sums of lengths, integers plus a number.
 #pragma once
 
 #include "launch_layout.h"
@@ -12,42 +11,75 @@ struct Integers {
   int64_t stride;    // bytes
   DType dtype;
   bool in_values;  // the address counts from where the launch's host values begin, until the launch is written
+  bool operator==(const Integers&) const = default;
 };
 
-// A StridedTask of plain rows: each is one run of units, of which a warp takes a tile as of any plain task, or of items
-// that lie `item_stride` apart in the table and side by side in the destination. What is no row, or beyond a row's length,
-// stays.
+// Plain rows: each is one run of units, or of items that lie `item_stride` apart in the table and side by side in the
+// destination. A warp takes a tile of one row, or of several where they are short, and goes on along it where lengths cut
+// the rows: its column tiles are the warps that share a row, each of which takes every so many'th tile. What is no row, or
+// beyond a row's length, becomes the pattern, or stays.
 struct alignas(16) RowsTask {
   Task task;
   uint32_t column_tiles_multiplier;
   uint32_t item_stride;   // bytes
   uint32_t column_bytes;  // in the table, of what lengths count
   uint8_t page_shift;     // of items
-  bool index_64;
-  bool lengths_64;
-  bool index_in_values;
-  int64_t table_row_stride;  // below 2^32
-  int64_t dst_row_stride;
+  bool index_64 : 1;
+  bool lengths_64 : 1;
+  bool lengths_of_table : 1;  // lengths are those of the table's rows
+  bool index_in_values : 1;
+  bool lengths_in_values : 1;
+  bool fills : 1;
+  bool from_64 : 1;
+  bool to_64 : 1;
+  uint32_t table_row_stride;
+  uint32_t dst_row_stride;
+  uint32_t rows;
+  uint32_t units;  // or items, of a row
   uint64_t index;
   uint64_t lengths;  // 0: rows are whole
   int64_t table_rows;
+  uint64_t pattern;
+};
+
+// A run of int32 or int64 items, `item_stride` apart in the source, plus a number.
+struct alignas(16) PlusTask {
+  Task task;
+  uint32_t column_tiles_multiplier;
+  uint32_t item_stride;  // bytes
+  int64_t addend;
+  uint32_t items;
   bool from_64;
   bool to_64;
-  bool lengths_in_values;
 };
-static_assert(sizeof(RowsTask) == sizeof(StridedTask) &&
-              offsetof(RowsTask, column_tiles_multiplier) == offsetof(StridedTask, column_tiles_multiplier));
+
+// [0, l0, l0 + l1, ...], by one warp. The task's source are the lengths.
+struct alignas(16) SumsTask {
+  Task task;
+  uint32_t column_tiles_multiplier;
+  DType from;
+  DType to;
+  int64_t lengths_stride;  // bytes, as the next
+  int64_t dst_stride;
+  int64_t count;  // of the lengths
+  int64_t rest;   // elements behind the sums, which become the last one
+};
+
+// Those that take the place of a StridedTask.
+template <class T>
+constexpr bool kIsWholeTask = sizeof(T) <= sizeof(StridedTask) && offsetof(T, task) == 0 &&
+                              offsetof(T, column_tiles_multiplier) == offsetof(StridedTask, column_tiles_multiplier);
+static_assert(kIsWholeTask<RowsTask> && kIsWholeTask<PlusTask> && kIsWholeTask<SumsTask>);
 
 constexpr int kMaxRowExtents = kMaxExtents - 1;
 
-// Row i of the task is row index[i] of the table, or row i where there is no index. Of it the first lengths[i] columns
-// are copied, or lengths[lengths_index[i]]; the rest is filled or stays. Rows go in units, or item by item where these
-// become other numbers. The StridedTask has the addresses and the tiles: its column tiles are the warps that share a
-// row, each of which takes every so many'th block of `tile_columns` units.
+// Whatever is not as plain as that, in units or item by item. Row i of the task is row index[i] of the table, or row i
+// where there is no index. Of it the first lengths[i] columns are copied, or lengths[lengths_index[i]]; the rest is filled
+// or stays. The StridedTask has the addresses, and tiles of one row each.
 struct GatherRecord {
-  // Read by every warp, all at once.
   Integers index;
   Integers lengths;
+  Integers lengths_index;
   int64_t table_rows;
   int64_t lengths_rows;  // with lengths_index: how many lengths there are
   int64_t table_row_stride;
@@ -56,36 +88,18 @@ struct GatherRecord {
   int64_t units;        // of a row
   int64_t columns;      // of a row
   int64_t column_size;  // bytes, or items where items become other numbers
-  uint64_t pattern;
-  uint8_t extent_count;
-  bool side_by_side;  // one extent, without gaps on either side
-  bool converts;      // item by item
-  bool fills;
-  bool fills_16;       // the pattern's upper half is zero, see Operation::Fill16
-  uint8_t page_shift;  // log2 of page_size; kNoShift: it is no power of two
-  DType from;
-  DType to;
-  // Read where they matter.
-  Integers lengths_index;
-  int64_t page_size;  // column j is item j * page_size of the table's row, divided by it
+  int64_t page_size;    // column j is item j * page_size of the table's row, divided by it
   int64_t addend;
   int64_t rest;  // of LastRow: elements behind the rows, which become the last one too
-  Extent extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
-};
-constexpr uint8_t kNoShift = 0xff;
-
-// A StridedTask of [0, l0, l0 + l1, ...], by one warp. Its source are the lengths.
-struct alignas(16) SumsTask {
-  Task task;
-  int64_t lengths_stride;  // bytes, as the next
-  int64_t dst_stride;
-  int64_t count;  // of the lengths
-  int64_t rest;   // elements behind the sums, which become the last one
+  uint64_t pattern;
+  bool converts;  // item by item
+  bool fills;
+  bool fills_16;  // the pattern's upper half is zero, see Operation::Fill16
   DType from;
   DType to;
+  uint8_t extent_count;
+  Extent extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
 };
-static_assert(sizeof(SumsTask) <= sizeof(StridedTask));
-
 static_assert(sizeof(GatherRecord) % kWordBytes == 0);
 
 FUSED_COPY_HOST_DEVICE inline const std::byte* record_of(const std::byte* launch, const StridedTask& task) {
@@ -137,59 +151,83 @@ FUSED_COPY_HOST_DEVICE inline GatheredRow find_row(const std::byte* launch, cons
   }
   const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(gather.table_rows) && length > 0;
   if (!is_row) return {0, 0};
-  const int64_t before = length - 1;
-  const int64_t pages = gather.page_shift != kNoShift ? before >> gather.page_shift : before / gather.page_size;
+  const int64_t pages = (length - 1) / gather.page_size;
   return {table_row, (pages < gather.columns ? pages + 1 : gather.columns) * gather.column_size};
 }
 
-// What a tile of a RowsTask has to copy: columns that are beyond the row's length are none of it.
-struct RowsTile {
-  uint64_t src;
+// What a lane has of a RowsTask, or a tile on the CPU: the tile's columns of one row.
+struct RowShare {
+  uint64_t src;  // of the row's first unit, as the next
   uint64_t dst;
-  uint32_t columns;
-  uint32_t cut_bytes;  // of the unit that the row's length cuts, behind the columns
+  uint32_t first;      // unit of the tile
+  uint32_t step;       // to the next tile of the same warp
+  uint32_t whole;      // units of the row that are copied whole
+  uint32_t cut_bytes;  // of the unit behind them
+  uint32_t end;        // behind the row's last unit that is written
 };
 
-FUSED_COPY_HOST_DEVICE inline int64_t load_row_number(const std::byte* launch, uint64_t address, uint32_t row,
-                                                      bool is_64) {
-  const uint64_t begin = resolve(launch, address);
-  return is_64 ? reinterpret_cast<const int64_t*>(begin)[row] : reinterpret_cast<const int32_t*>(begin)[row];
+// An int32 or int64 as it lies there: to make a number of it takes waiting for it.
+struct LoadedInteger {
+  uint32_t low;
+  uint32_t high;
+};
+
+FUSED_COPY_HOST_DEVICE inline LoadedInteger load_words(uint64_t address, uint64_t number, bool is_64) {
+  const auto* words = reinterpret_cast<const uint32_t*>(address + (number << (is_64 ? 3 : 2)));
+  LoadedInteger loaded{words[0], 0};
+  if (is_64) loaded.high = words[1];
+  return loaded;
 }
 
-FUSED_COPY_HOST_DEVICE inline RowsTile locate_rows_tile(const std::byte* launch, const RowsTask& rows, uint32_t tile) {
+FUSED_COPY_HOST_DEVICE inline int64_t number_of(LoadedInteger loaded, bool is_64) {
+  return is_64 ? static_cast<int64_t>(uint64_t{loaded.high} << 32 | loaded.low) : static_cast<int32_t>(loaded.low);
+}
+
+FUSED_COPY_HOST_DEVICE inline RowShare locate_row(const std::byte* launch, const RowsTask& rows, uint32_t tile,
+                                                  uint32_t lane) {
   const Task& task = rows.task;
-  const uint32_t row = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
-  const uint32_t column_tile = tile - row * task.column_tiles;
-  const int64_t table_row = load_row_number(launch, rows.index, row, rows.index_64);
-  const bool items = task.code.operation == Operation::RowItems;
-  RowsTile found{.columns = column_tile + 1 == task.column_tiles ? task.last_columns : task.tile_columns};
-  const uint64_t first = static_cast<uint64_t>(column_tile) * task.tile_columns;
-  if (rows.lengths != 0) {
-    const int64_t length = load_row_number(launch, rows.lengths, row, rows.lengths_64);
-    uint64_t limit = 0;
-    uint32_t cut = 0;
-    if (length > 0) {
-      if (items) {
-        limit = (static_cast<uint64_t>(length - 1) >> rows.page_shift) + 1;
-      } else {
-        // No row has as many bytes as 2^62.
-        const uint64_t bytes =
-            static_cast<uint64_t>(length < INT64_C(1) << 30 ? length : INT64_C(1) << 30) * rows.column_bytes;
-        limit = bytes >> task.code.width_log2;
-        cut = static_cast<uint32_t>(bytes) & ((1u << task.code.width_log2) - 1);
-      }
+  const uint32_t lanes_log2 = task.code.lanes_log2;
+  const uint32_t row_tile = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
+  const uint32_t row = (row_tile << (kWarpLanesLog2 - lanes_log2)) + (lane >> lanes_log2);
+  RowShare share{.first = (tile - row_tile * task.column_tiles) * task.tile_columns,
+                 .step = task.column_tiles * task.tile_columns};
+  if (row >= rows.rows) return share;
+  const bool cut = rows.lengths != 0;
+  const LoadedInteger index = load_words(resolve(launch, rows.index), row, rows.index_64);
+  LoadedInteger length{};
+  if (cut && !rows.lengths_of_table) length = load_words(resolve(launch, rows.lengths), row, rows.lengths_64);
+  const int64_t table_row = number_of(index, rows.index_64);
+  const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(rows.table_rows);
+  if (is_row) share.whole = rows.units;
+  if (is_row && cut) {
+    if (rows.lengths_of_table) {
+      length = load_words(resolve(launch, rows.lengths), static_cast<uint64_t>(table_row), rows.lengths_64);
     }
-    const uint64_t left = limit > first ? limit - first : 0;
-    found.cut_bytes = limit >= first && left < found.columns ? cut : 0;
-    if (left < found.columns) found.columns = static_cast<uint32_t>(left);
+    const int64_t number = number_of(length, rows.lengths_64);
+    const auto count = static_cast<uint64_t>(number > 0 ? number : 0);
+    uint64_t whole = (count + ((uint64_t{1} << rows.page_shift) - 1)) >> rows.page_shift;
+    uint32_t cut_bytes = 0;
+    if (task.code.operation == Operation::Rows) {
+      // No row has as many columns as 2^30.
+      const uint64_t bytes = (count >> 30 ? uint64_t{1} << 30 : count) * rows.column_bytes;
+      whole = bytes >> task.code.width_log2;
+      cut_bytes = static_cast<uint32_t>(bytes) & ((1u << task.code.width_log2) - 1);
+    }
+    if (whole < rows.units) {
+      share.whole = static_cast<uint32_t>(whole);
+      share.cut_bytes = cut_bytes;
+    }
   }
-  if (static_cast<uint64_t>(table_row) >= static_cast<uint64_t>(rows.table_rows)) return {0, 0, 0, 0};
-  const uint32_t item = rows.to_64 ? 8 : 4;
-  found.src = resolve(launch, task.src) + static_cast<uint64_t>(table_row) * static_cast<uint64_t>(rows.table_row_stride);
-  found.dst = task.dst + static_cast<uint64_t>(row) * static_cast<uint64_t>(rows.dst_row_stride);
-  found.src += items ? first * rows.item_stride : first << task.code.width_log2;
-  found.dst += items ? first * item : first << task.code.width_log2;
-  return found;
+  share.end = rows.fills ? rows.units : share.whole + (share.cut_bytes > 0);
+  const int64_t from_row = is_row ? table_row : 0;
+  share.src = resolve(launch, task.src) + static_cast<uint64_t>(from_row) * rows.table_row_stride;
+  share.dst = task.dst + uint64_t{row} * rows.dst_row_stride;
+  return share;
+}
+
+// What a row's unit at this byte of the row becomes where there is none to copy.
+FUSED_COPY_HOST_DEVICE inline uint64_t pattern_at(uint64_t pattern, uint64_t byte) {
+  return pattern >> (byte % sizeof pattern * 8);
 }
 
 struct UnitAddress {
@@ -214,14 +252,13 @@ FUSED_COPY_HOST_DEVICE inline UnitAddress locate_unit(const GatherRecord& gather
 
 // What an item of the table becomes, before it is converted to the destination's dtype.
 FUSED_COPY_HOST_DEVICE inline int64_t derive_item(const GatherRecord& gather, int64_t item) {
-  if (gather.page_size != 1) {
-    if (gather.page_shift != kNoShift) {
-      item >>= gather.page_shift;
-    } else {
-      item = item / gather.page_size - (item % gather.page_size < 0);
-    }
-  }
+  if (gather.page_size != 1) item = item / gather.page_size - (item % gather.page_size < 0);
   return static_cast<int64_t>(static_cast<uint64_t>(item) + static_cast<uint64_t>(gather.addend));
+}
+
+// Sums that the kernel for plain tasks has.
+FUSED_COPY_HOST_DEVICE constexpr bool is_plain_sum(DType from, DType to) {
+  return (from == DType::Int32 || from == DType::Int64) && (to == DType::Int32 || to == DType::Int64);
 }
 
 // A sum as torch has it, which wraps in the dtype of its source.

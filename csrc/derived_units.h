@@ -8,6 +8,8 @@
 namespace fused_copy {
 namespace {
 
+constexpr unsigned kAllLanes = 0xffffffff;
+
 // Calls `body` with the bytes of a unit as a constant.
 template <class Body>
 __device__ inline void with_unit_bytes(uint32_t width_log2, Body body) {
@@ -22,252 +24,260 @@ __device__ inline void with_unit_bytes(uint32_t width_log2, Body body) {
   body(std::integral_constant<int, 16>());
 }
 
-// Integers as they lie in memory. Those of ids, positions and lengths have code of their own; all others go through one
-// function, as nvcc takes minutes for a kernel that chooses the dtype anew for each of several items.
-template <class T>
-struct TypedIntegers {
-  __device__ static int64_t load(uint64_t address, DType) { return *reinterpret_cast<const T*>(address); }
-  __device__ static int64_t wrap(int64_t number, DType) { return static_cast<T>(number); }
-  __device__ static void store(uint64_t address, DType, int64_t number) {
-    *in_global<T>(address) = static_cast<T>(number);
-  }
-};
+// --- plain tasks -----------------------------------------------------------------------------------------------------
 
-struct AnyIntegers {
-  __device__ __noinline__ static int64_t load(uint64_t address, DType dtype) { return load_integer(address, dtype); }
-  __device__ __noinline__ static int64_t wrap(int64_t number, DType dtype) {
-    return fused_copy::wrap(number, dtype);
-  }
-  __device__ __noinline__ static void store(uint64_t address, DType dtype, int64_t number) {
-    store_integer<__half, __nv_bfloat16>(address, dtype, number);
-  }
-};
-
-// Calls `body` with how integers of these two dtypes are loaded and stored.
-template <class Body>
-__device__ inline void with_integers(DType from, DType to, Body body) {
-  if (from == DType::Int32 && to == DType::Int32) return body(TypedIntegers<int32_t>(), TypedIntegers<int32_t>());
-  if (from == DType::Int64 && to == DType::Int32) return body(TypedIntegers<int64_t>(), TypedIntegers<int32_t>());
-  if (from == DType::Int32 && to == DType::Int64) return body(TypedIntegers<int32_t>(), TypedIntegers<int64_t>());
-  body(AnyIntegers(), AnyIntegers());
-}
-
-// One lane's share of a row. By value: what a function reads through a pointer to the launch takes far longer than what
-// the kernel reads of its own parameters.
-struct RowShare {
-  uint64_t src;
-  uint64_t dst;
-  int64_t copied;   // bytes or items of the row; what follows is filled or stays
-  int64_t units;    // of the row
-  int64_t first;    // unit of this lane, the others of a tile following at every 32nd,
-  int64_t step;     // and from tile to tile
-  int64_t tile;     // units of a tile, from this lane's first on
-  uint64_t pattern;
-  bool fills;
-  bool fills_16;
-};
-
-// What a row's unit becomes beyond the row's length.
+// The first bytes of a unit from the table, the others from the pattern, or as they are.
 template <int kBytes>
-__device__ inline Unit<kBytes> fill_unit(const RowShare& row, int64_t unit) {
-  const uint32_t at = static_cast<uint32_t>(unit * kBytes) % 16;
-  const uint64_t low = row.fills_16 && at >= 8 ? 0 : row.pattern >> (at % 8 * 8);
-  const uint64_t bits[2] = {low, row.fills_16 ? 0 : row.pattern};
-  Unit<kBytes> filled;
-  memcpy(&filled, bits, kBytes);
-  return filled;
-}
-
-// A unit at the row's length or beyond it: what is beyond is filled, byte by byte, or stays.
-template <int kBytes>
-__device__ inline void end_unit(const RowShare& row, uint64_t src, uint64_t dst, int64_t unit) {
-  const int64_t copied = row.copied - unit * kBytes;
-  if (copied <= 0) {
-    *in_global<Unit<kBytes>>(dst) = fill_unit<kBytes>(row, unit);
+__device__ inline void store_cut(uint64_t dst, Unit<kBytes> unit, uint32_t bytes, const RowsTask& rows,
+                                 uint64_t pattern) {
+  uint64_t halves[2] = {};
+  memcpy(halves, &unit, kBytes);
+  if (rows.fills) {
+    const auto mask = [](uint32_t count) { return count >= 8 ? ~uint64_t{0} : (uint64_t{1} << count * 8) - 1; };
+    const uint64_t low = mask(bytes), high = mask(bytes > 8 ? bytes - 8 : 0);
+    halves[0] = (halves[0] & low) | (pattern & ~low);
+    halves[1] = (halves[1] & high) | (pattern & ~high);
+    memcpy(&unit, halves, kBytes);
+    *in_global<Unit<kBytes>>(dst) = unit;
     return;
   }
-  copy_bytes<kBytes, true>(src, dst, copied);
-  if (!row.fills) return;
-  const Unit<kBytes> filled = fill_unit<kBytes>(row, unit);
-  uint8_t bytes[kBytes];
-  memcpy(bytes, &filled, kBytes);
-#pragma unroll
-  for (int i = 1; i < kBytes; ++i) {
-    if (i >= copied) *in_global<uint8_t>(dst + i) = bytes[i];
+  const auto bits_at = [&](uint32_t byte) { return (byte < 8 ? halves[0] : halves[1]) >> (byte % 8 * 8); };
+  const bool by_words = dst % 4 == 0 && bytes % 4 == 0;
+#pragma unroll 1
+  for (uint32_t byte = 0; byte < bytes; byte += by_words ? 4 : 1) {
+    if (by_words) *in_global<uint32_t>(dst + byte) = static_cast<uint32_t>(bits_at(byte));
+    else *in_global<uint8_t>(dst + byte) = static_cast<uint8_t>(bits_at(byte));
   }
 }
+
+// The lane of the first column of a row that a lane has.
+__device__ inline uint32_t lane_column(TaskCode code, uint32_t lane) { return lane & ((1u << code.lanes_log2) - 1); }
 
 template <int kBytes>
-__device__ inline void gather_units(RowShare row) {
-  const int64_t whole = row.copied / kBytes;
-  const int64_t end = row.fills ? row.units : (row.copied + kBytes - 1) / kBytes;
+__device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uint32_t column) {
+  constexpr int64_t step = kWarpLanes * kBytes;
 #pragma unroll 1
-  for (int64_t first = row.first; first < end; first += row.step) {
-    const uint64_t src = row.src + first * kBytes;
-    const uint64_t dst = row.dst + first * kBytes;
-    const auto left = static_cast<int32_t>(min(whole - first, row.tile));
-    Unit<kBytes> units[kGatherUnits];
-#pragma unroll
-    for (int i = 0; i < kGatherUnits; ++i) {
-      if (i * kWarpLanes < left) units[i] = *reinterpret_cast<const Unit<kBytes>*>(src + i * kWarpLanes * kBytes);
+  for (uint32_t first = share.first; first < share.end; first += share.step) {
+    const uint32_t columns = min(share.end - first, rows.task.tile_columns);
+    const uint32_t whole = share.whole > first ? min(share.whole - first, columns) : 0;
+    const bool tile_is_cut = share.cut_bytes > 0 && share.whole >= first && whole < columns;
+    const bool cuts = tile_is_cut && whole % kWarpLanes == column;
+    const uint64_t src = share.src + static_cast<uint64_t>(first) * kBytes;
+    const uint64_t dst = share.dst + static_cast<uint64_t>(first) * kBytes;
+    Unit<kBytes> cut_unit{};
+    if (cuts) cut_unit = *reinterpret_cast<const Unit<kBytes>*>(src + whole * kBytes);
+    copy_units<kBytes, true>(src + column * kBytes, dst + column * kBytes, step, step,
+                             (whole + kWarpLanes - 1 - column) / kWarpLanes);
+    if (cuts) {
+      store_cut<kBytes>(dst + whole * kBytes, cut_unit, share.cut_bytes, rows, pattern_at(rows.pattern, whole * kBytes));
     }
-#pragma unroll
-    for (int i = 0; i < kGatherUnits; ++i) {
-      if (i * kWarpLanes < left) *in_global<Unit<kBytes>>(dst + i * kWarpLanes * kBytes) = units[i];
-    }
-    const int64_t tile_end = min(end, first + row.tile);
-    if (whole >= tile_end) continue;
+    if (!rows.fills) continue;
+    const uint32_t copied = (whole + tile_is_cut + kWarpLanes - 1 - column) / kWarpLanes;
+    const uint64_t bits[2] = {pattern_at(rows.pattern, column * kBytes), rows.pattern};
+    Unit<kBytes> filled;
+    memcpy(&filled, bits, kBytes);
 #pragma unroll 1
-    for (int64_t unit = first; unit < tile_end; unit += kWarpLanes) {
-      if (unit >= whole) end_unit<kBytes>(row, row.src + unit * kBytes, row.dst + unit * kBytes, unit);
+    for (uint32_t at = column + copied * kWarpLanes; at < columns; at += kWarpLanes) {
+      *in_global<Unit<kBytes>>(dst + at * kBytes) = filled;
     }
   }
 }
 
-// Of rows whose units leave gaps: through a pointer, unit by unit.
-__device__ __noinline__ void gather_apart(const GatherRecord& gather, RowShare row, uint32_t width_log2) {
-  with_unit_bytes(width_log2, [&](auto bytes) {
-    constexpr int kBytes = decltype(bytes)::value;
-    const int64_t end = row.fills ? row.units : (row.copied + kBytes - 1) / kBytes;
-#pragma unroll 1
-    for (int64_t first = row.first; first < end; first += row.step) {
-#pragma unroll 1
-      for (int64_t unit = first; unit < min(end, first + row.tile); unit += kWarpLanes) {
-        const UnitAddress at = locate_unit(gather, row.src, row.dst, unit);
-        if ((unit + 1) * kBytes <= row.copied) {
-          *in_global<Unit<kBytes>>(at.dst) = *reinterpret_cast<const Unit<kBytes>*>(at.src);
-        } else {
-          end_unit<kBytes>(row, at.src, at.dst, unit);
-        }
-      }
-    }
-  });
-}
-
-// How the items of a row become others.
-struct ItemChange {
-  int64_t src_stride;
-  int64_t dst_stride;
-  int64_t page_size;
+// Items of one run of a row and what they become.
+struct ItemRun {
+  RowShare share;
+  uint32_t tile_columns;
+  uint32_t item_stride;
+  int page_shift;
   int64_t addend;
-  uint8_t page_shift;
-  bool one_extent;
-  DType from;
-  DType to;
+  bool fills;
+  uint64_t pattern;
 };
 
-__device__ inline int64_t change_item(const ItemChange& change, int64_t item) {
-  if (change.page_shift != kNoShift) return (item >> change.page_shift) + change.addend;
-  return item / change.page_size - (item % change.page_size < 0) + change.addend;
-}
-
-// An item beyond the row's length.
-__device__ __noinline__ void fill_item(const RowShare& row, uint64_t dst, DType to) {
-  with_unit_bytes(static_cast<uint32_t>(castable_size_log2(static_cast<int>(to))), [&](auto bytes) {
-    constexpr int kBytes = decltype(bytes)::value;
-    *in_global<Unit<kBytes>>(dst) = fill_unit<kBytes>(row, 0);
-  });
-}
-
-// Batches of loads where items have one stride.
 template <class From, class To>
-__device__ inline void gather_items(RowShare row, ItemChange change) {
+__device__ inline void copy_items(const ItemRun& run, uint32_t column) {
+  constexpr int kItems = max_lane_units(sizeof(To));
+  const RowShare& share = run.share;
 #pragma unroll 1
-  for (int64_t first = row.first; first < row.copied; first += row.step) {
-    const uint64_t src = row.src + first * change.src_stride;
-    const uint64_t dst = row.dst + first * change.dst_stride;
-    const auto left = static_cast<int32_t>(min(row.copied - first, row.tile));
-    int64_t items[kGatherUnits];
+  for (uint32_t first = share.first; first < share.end; first += share.step) {
+    const auto columns = static_cast<int32_t>(min(share.end - first, run.tile_columns) - column);
+    const auto whole = static_cast<int32_t>(share.whole > first ? share.whole - first : 0) - static_cast<int32_t>(column);
+    const uint64_t src = share.src + static_cast<uint64_t>(first + column) * run.item_stride;
+    const uint64_t dst = share.dst + static_cast<uint64_t>(first + column) * sizeof(To);
+    From items[kItems];
 #pragma unroll
-    for (int i = 0; i < kGatherUnits; ++i) {
-      if (i * kWarpLanes < left) items[i] = From::load(src + i * (change.src_stride * kWarpLanes), change.from);
+    for (int i = 0; i < kItems; ++i) {
+      if (i * kWarpLanes < min(whole, columns)) {
+        items[i] = *reinterpret_cast<const From*>(src + static_cast<uint64_t>(i * kWarpLanes) * run.item_stride);
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kGatherUnits; ++i) {
-      if (i * kWarpLanes < left) {
-        To::store(dst + i * (change.dst_stride * kWarpLanes), change.to,
-                  From::wrap(change_item(change, items[i]), change.from));
+    for (int i = 0; i < kItems; ++i) {
+      using Bits = std::make_unsigned_t<From>;
+      const auto sum = static_cast<Bits>(items[i] >> run.page_shift) + static_cast<Bits>(run.addend);
+      const auto item = static_cast<To>(static_cast<From>(sum));
+      const bool copied = i * kWarpLanes < whole;
+      if (i * kWarpLanes < columns && (copied || run.fills)) {
+        *in_global<To>(dst + i * kWarpLanes * sizeof(To)) = copied ? item : static_cast<To>(run.pattern);
       }
     }
   }
 }
 
-// One item after the other, of any dtypes and strides; and what is to be filled.
-__device__ __noinline__ void gather_items_apart(const GatherRecord& gather, RowShare row, ItemChange change,
-                                                int64_t begin) {
-  const int64_t end = row.fills ? row.units : row.copied;
-#pragma unroll 1
-  for (int64_t first = row.first; first < end; first += row.step) {
-#pragma unroll 1
-    for (int64_t unit = first; unit < min(end, first + row.tile); unit += kWarpLanes) {
-      if (unit < begin) continue;
-      const UnitAddress at = locate_unit(gather, row.src, row.dst, unit);
-      if (unit < row.copied) {
-        AnyIntegers::store(at.dst, change.to,
-                           AnyIntegers::wrap(change_item(change, AnyIntegers::load(at.src, change.from)), change.from));
-      } else {
-        fill_item(row, at.dst, change.to);
-      }
-    }
-  }
+__device__ inline void copy_items(const ItemRun& run, bool from_64, bool to_64, uint32_t column) {
+  if (from_64) return to_64 ? copy_items<int64_t, int64_t>(run, column) : copy_items<int64_t, int32_t>(run, column);
+  return to_64 ? copy_items<int32_t, int64_t>(run, column) : copy_items<int32_t, int32_t>(run, column);
 }
 
-__device__ inline void gather_rows(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
-  const auto* record = reinterpret_cast<const GatherRecord*>(record_of(launch, task));
-  GatherRecord gather = *record;
+__device__ inline void copy_rows(const std::byte* launch, const RowsTask& task, uint32_t tile, uint32_t lane) {
+  RowsTask rows = task;
   // Keeps the compiler from moving reads to where they are used first: a warp waits for each that comes later.
   asm volatile(""
-               : "+l"(gather.index.address), "+l"(gather.index.stride), "+l"(gather.lengths.address),
-                 "+l"(gather.lengths.stride), "+l"(gather.table_rows), "+l"(gather.table_row_stride),
-                 "+l"(gather.dst_row_stride), "+l"(gather.rows), "+l"(gather.units), "+l"(gather.columns),
-                 "+l"(gather.column_size), "+l"(gather.pattern));
-  const TaskCode code = task.task.code;
-  const uint32_t row_tile = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
-  const uint32_t share = tile - row_tile * task.task.column_tiles;
-  const int64_t number = static_cast<int64_t>(row_tile) * task.tile_rows + (lane >> code.lanes_log2);
-  if (number >= gather.rows) return;
-  const GatheredRow found = find_row(launch, gather, number);
-  const RowShare row{
-      .src = resolve(launch, task.task.src) + found.table_row * gather.table_row_stride,
-      .dst = task.task.dst + number * gather.dst_row_stride,
-      .copied = found.copied,
-      .units = gather.units,
-      .first = static_cast<int64_t>(share) * task.task.tile_columns + (lane & ((1u << code.lanes_log2) - 1)),
-      .step = static_cast<int64_t>(task.task.column_tiles) * task.task.tile_columns,
-      .tile = task.task.tile_columns - (lane & ((1u << code.lanes_log2) - 1)),
-      .pattern = gather.pattern,
-      .fills = gather.fills,
-      .fills_16 = gather.fills_16,
-  };
-  if (!gather.converts) {
-    if (!gather.side_by_side) return gather_apart(*record, row, code.width_log2);
-    return with_unit_bytes(code.width_log2, [&](auto bytes) { gather_units<decltype(bytes)::value>(row); });
+               : "+l"(rows.task.src), "+l"(rows.task.dst), "+r"(rows.task.tile_columns), "+r"(rows.task.column_tiles),
+                 "+r"(rows.column_tiles_multiplier), "+r"(rows.item_stride), "+r"(rows.column_bytes),
+                 "+r"(rows.table_row_stride), "+r"(rows.dst_row_stride), "+r"(rows.rows), "+r"(rows.units),
+                 "+l"(rows.index), "+l"(rows.lengths), "+l"(rows.table_rows), "+l"(rows.pattern));
+  const RowShare share = locate_row(launch, rows, tile, lane);
+  const uint32_t column = lane_column(rows.task.code, lane);
+  if (rows.task.code.operation == Operation::Rows) {
+    return with_unit_bytes(rows.task.code.width_log2,
+                           [&](auto bytes) { copy_row<decltype(bytes)::value>(rows, share, column); });
   }
-  const ItemChange change{.src_stride = gather.extents[0].src_stride,
-                          .dst_stride = gather.extents[0].dst_stride,
-                          .page_size = gather.page_size,
-                          .addend = gather.addend,
-                          .page_shift = gather.page_shift,
-                          .one_extent = gather.extent_count == 1,
-                          .from = gather.from,
-                          .to = gather.to};
-  int64_t begin = 0;
-  if (change.one_extent) {
-    if (change.from == DType::Int32 && change.to == DType::Int32) {
-      gather_items<TypedIntegers<int32_t>, TypedIntegers<int32_t>>(row, change);
-      begin = row.copied;
-    } else if (change.from == DType::Int64 && change.to == DType::Int32) {
-      gather_items<TypedIntegers<int64_t>, TypedIntegers<int32_t>>(row, change);
-      begin = row.copied;
+  const ItemRun run{share, rows.task.tile_columns, rows.item_stride, rows.page_shift, 0, rows.fills, rows.pattern};
+  copy_items(run, rows.from_64, rows.to_64, column);
+}
+
+__device__ inline void add_number(const std::byte* launch, const PlusTask& task, uint32_t tile, uint32_t lane) {
+  PlusTask plus = task;
+  asm volatile("" : "+l"(plus.addend), "+r"(plus.items), "+r"(plus.item_stride));
+  const RowShare share{.src = resolve(launch, plus.task.src),
+                       .dst = plus.task.dst,
+                       .first = tile * plus.task.tile_columns,
+                       .step = plus.items,
+                       .whole = plus.items,
+                       .end = plus.items};
+  copy_items({share, plus.task.tile_columns, plus.item_stride, 0, plus.addend, false, 0}, plus.from_64, plus.to_64, lane);
+}
+
+// The sums of so many lengths that each of the 32 lanes has kLengths of them, every 32nd, and of those before them.
+template <class Sum, int kLengths>
+__device__ inline Sum sum_block(const SumsTask& sums, uint64_t src, uint64_t dst, int32_t left, Sum before) {
+  Sum kept[kLengths];
+#pragma unroll
+  for (int i = 0; i < kLengths; ++i) {
+    kept[i] = 0;
+    if (i * kWarpLanes < left) {
+      const auto* words = reinterpret_cast<const uint32_t*>(src + i * kWarpLanes * sums.lengths_stride);
+      if constexpr (sizeof(Sum) == 4) kept[i] = words[0];
+      else kept[i] = static_cast<Sum>(number_of({words[0], sums.from == DType::Int64 ? words[1] : 0}, sums.from == DType::Int64));
     }
   }
-  if (begin == 0 || row.fills) gather_items_apart(*record, row, change, begin);
+  // All blocks of 32 step by step, as each step takes as long as its shuffle.
+  const uint32_t lane = threadIdx.x % kWarpLanes;
+#pragma unroll
+  for (int step = 1; step < kWarpLanes; step *= 2) {
+    Sum others[kLengths];
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) others[i] = __shfl_up_sync(kAllLanes, kept[i], step);
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) kept[i] += lane >= static_cast<uint32_t>(step) ? others[i] : 0;
+  }
+  Sum blocks[kLengths];
+#pragma unroll
+  for (int i = 0; i < kLengths; ++i) blocks[i] = __shfl_sync(kAllLanes, kept[i], kWarpLanes - 1);
+#pragma unroll
+  for (int i = 0; i < kLengths; ++i) {
+    if (i * kWarpLanes < left) *in_global<Sum>(dst + i * kWarpLanes * sums.dst_stride) = before + kept[i];
+    before += blocks[i];
+  }
+  return before;
+}
+
+// By one warp. Only the low words matter of sums that are stored as 32 bits.
+template <class Sum>
+__device__ inline void sum_up(const SumsTask& sums, uint64_t src, uint32_t lane) {
+  const uint64_t dst = sums.task.dst;
+  const auto own_src = [&](int64_t first) { return src + (first + lane) * sums.lengths_stride; };
+  const auto own_dst = [&](int64_t first) { return dst + (first + lane + 1) * sums.dst_stride; };
+  const auto left = [&](int64_t first) {
+    return static_cast<int32_t>(min(sums.count - first, int64_t{kWarpLanes} * kLaneLengths)) - static_cast<int32_t>(lane);
+  };
+  if (lane == 0) *in_global<Sum>(dst) = 0;
+  Sum before = 0;
+  int64_t first = 0;
+#pragma unroll 1
+  for (; sums.count - first > kWarpLanes; first += kWarpLanes * kLaneLengths) {
+    before = sum_block<Sum, kLaneLengths>(sums, own_src(first), own_dst(first), left(first), before);
+  }
+  if (first < sums.count) before = sum_block<Sum, 1>(sums, own_src(first), own_dst(first), left(first), before);
+#pragma unroll 1
+  for (int64_t i = lane; i < sums.rest; i += kWarpLanes) {
+    *in_global<Sum>(dst + (sums.count + 1 + i) * sums.dst_stride) = before;
+  }
+}
+
+// --- whatever else ---------------------------------------------------------------------------------------------------
+
+// Functions of their own, as nvcc takes minutes for a kernel that chooses the dtype anew for each of several items.
+__device__ __noinline__ int64_t load_any(uint64_t address, DType dtype) { return load_integer(address, dtype); }
+__device__ __noinline__ int64_t wrap_any(int64_t number, DType dtype) { return wrap(number, dtype); }
+__device__ __noinline__ void store_any(uint64_t address, DType dtype, int64_t number) {
+  store_integer<__half, __nv_bfloat16>(address, dtype, number);
+}
+
+// The bytes [begin, end) of a row become the pattern, which begins with the row.
+__device__ __noinline__ void fill_bytes(const GatherRecord& gather, uint64_t dst, int64_t begin, int64_t end) {
+#pragma unroll 1
+  for (int64_t i = begin; i < end; ++i) {
+    const uint64_t bits = gather.fills_16 && i % 16 >= 8 ? 0 : gather.pattern;
+    *in_global<uint8_t>(dst + (i - begin)) = static_cast<uint8_t>(pattern_at(bits, static_cast<uint64_t>(i)));
+  }
+}
+
+__device__ __noinline__ void copy_some_bytes(uint64_t src, uint64_t dst, int64_t bytes) {
+#pragma unroll 1
+  for (int64_t i = 0; i < bytes; ++i) *in_global<uint8_t>(dst + i) = *reinterpret_cast<const uint8_t*>(src + i);
+}
+
+// One unit or item after the other.
+__device__ __noinline__ void gather_row(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
+  const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
+  const TaskCode code = task.task.code;
+  const uint32_t number = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
+  const int64_t first = static_cast<int64_t>(tile - number * task.task.column_tiles) * task.task.tile_columns;
+  const GatheredRow found = find_row(launch, gather, number);
+  const uint64_t src = resolve(launch, task.task.src) + found.table_row * gather.table_row_stride;
+  const uint64_t dst = task.task.dst + number * gather.dst_row_stride;
+  const int64_t unit = gather.converts ? 1 : int64_t{1} << code.width_log2;
+  const int64_t last = gather.fills ? gather.units : (found.copied + unit - 1) / unit;
+  const int64_t end = min(last, first + task.task.tile_columns);
+#pragma unroll 1
+  for (int64_t i = first + lane; i < end; i += kWarpLanes) {
+    const UnitAddress at = locate_unit(gather, src, dst, i);
+    const int64_t copied = min(found.copied - i * unit, unit);
+    if (gather.converts) {
+      if (copied > 0) {
+        const int64_t item = derive_item(gather, load_any(at.src, gather.from));
+        store_any(at.dst, gather.to, wrap_any(item, gather.from));
+      } else {
+        fill_bytes(gather, at.dst, 0, 1 << castable_size_log2(static_cast<int>(gather.to)));
+      }
+    } else if (copied == unit) {
+      with_unit_bytes(code.width_log2, [&](auto bytes) {
+        using Item = Unit<decltype(bytes)::value>;
+        *in_global<Item>(at.dst) = *reinterpret_cast<const Item*>(at.src);
+      });
+    } else {
+      const int64_t some = max(copied, int64_t{0});
+      copy_some_bytes(at.src, at.dst, some);
+      if (gather.fills) fill_bytes(gather, at.dst + some, i * unit + some, (i + 1) * unit);
+    }
+  }
 }
 
 // By one warp.
 __device__ __noinline__ void fill_with_last_row(const std::byte* launch, const StridedTask& task, uint32_t lane) {
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
-  constexpr unsigned kAllLanes = 0xffffffff;
   int64_t last = -1;
 #pragma unroll 1
   for (int64_t end = gather.rows; end > 0 && last < 0; end -= kWarpLanes) {
@@ -283,117 +293,52 @@ __device__ __noinline__ void fill_with_last_row(const std::byte* launch, const S
     if (row < gather.rows && find_row(launch, gather, row).copied > 0) continue;
     const uint64_t dst = task.task.dst + row * gather.dst_row_stride;
     if (gather.from != gather.to) {
-      AnyIntegers::store(dst, gather.to, AnyIntegers::load(src, gather.from));
+      store_any(dst, gather.to, load_any(src, gather.from));
     } else {
-      with_unit_bytes(task.task.code.width_log2, [&](auto bytes) {
-        using Item = Unit<decltype(bytes)::value>;
-        *in_global<Item>(dst) = *reinterpret_cast<const Item*>(src);
-      });
+      copy_some_bytes(src, dst, 1 << task.task.code.width_log2);
     }
   }
 }
 
-// By one warp: so many lengths at a time, each lane every 32nd. Sums wrap alike in 32 bits and in 64 where no more than
-// 32 are stored.
-template <class Sum, class From, class To>
-__device__ inline void sum_up(const SumsTask& sums, uint64_t lengths, uint32_t lane) {
-  constexpr unsigned kAllLanes = 0xffffffff;
-  const uint64_t dst = sums.task.dst;
-  Sum before = 0;
+// By one warp, of integers of any dtypes.
+__device__ __noinline__ void sum_up_any(const SumsTask& sums, uint64_t src, uint32_t lane) {
+  uint64_t before = 0;
 #pragma unroll 1
-  for (int64_t first = 0; first < sums.count; first += kWarpLanes * kLaneLengths) {
-    const auto left = static_cast<int32_t>(min(sums.count - first, int64_t{kWarpLanes} * kLaneLengths));
-    const uint64_t own_src = lengths + (first + lane) * sums.lengths_stride;
-    const uint64_t own_dst = dst + (first + lane + 1) * sums.dst_stride;
-    Sum kept[kLaneLengths];
-#pragma unroll
-    for (int i = 0; i < kLaneLengths; ++i) {
-      const int32_t at = i * kWarpLanes + static_cast<int32_t>(lane);
-      kept[i] = at < left ? static_cast<Sum>(From::load(own_src + i * kWarpLanes * sums.lengths_stride, sums.from)) : 0;
-    }
-#pragma unroll
-    for (int i = 0; i < kLaneLengths; ++i) {
-      if (i * kWarpLanes >= left) break;
-#pragma unroll
-      for (int step = 1; step < kWarpLanes; step *= 2) {
-        const Sum other = __shfl_up_sync(kAllLanes, kept[i], step);
-        if (lane >= static_cast<uint32_t>(step)) kept[i] += other;
-      }
-      const int32_t at = i * kWarpLanes + static_cast<int32_t>(lane);
-      const Sum sum = before + kept[i];
-      if (at < left) To::store(own_dst + i * kWarpLanes * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
-      before += __shfl_sync(kAllLanes, kept[i], kWarpLanes - 1);
-    }
-  }
-  if (lane == 0) To::store(dst, sums.to, 0);
+  for (int64_t first = 0; first < sums.count + 1 + sums.rest; first += kWarpLanes) {
+    const int64_t at = first + lane;
+    uint64_t sum = at >= 1 && at <= sums.count
+                       ? static_cast<uint64_t>(load_any(src + (at - 1) * sums.lengths_stride, sums.from))
+                       : 0;
 #pragma unroll 1
-  for (int64_t i = lane; i < sums.rest; i += kWarpLanes) {
-    To::store(dst + (sums.count + 1 + i) * sums.dst_stride, sums.to, static_cast<int64_t>(before));
+    for (int step = 1; step < kWarpLanes; step *= 2) {
+      const uint64_t other = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= static_cast<uint32_t>(step)) sum += other;
+    }
+    sum += before;
+    if (at < sums.count + 1 + sums.rest) store_any(sums.task.dst + at * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
+    before = __shfl_sync(kAllLanes, sum, kWarpLanes - 1);
   }
 }
 
-template <class From, class To>
-__device__ inline void copy_row_items(const RowsTask& rows, const RowsTile& tile, uint32_t lane) {
-  constexpr int kItems = max_lane_units(sizeof(To));
-  const uint64_t src = tile.src + uint64_t{lane} * rows.item_stride;
-  const uint64_t dst = tile.dst + lane * sizeof(To);
-  const auto count = static_cast<int32_t>(tile.columns - lane);
-  From items[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    if (i * kWarpLanes < count) {
-      items[i] = *reinterpret_cast<const From*>(src + static_cast<uint64_t>(i * kWarpLanes) * rows.item_stride);
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    if (i * kWarpLanes < count) *in_global<To>(dst + i * kWarpLanes * sizeof(To)) = static_cast<To>(items[i] >> rows.page_shift);
-  }
-}
-
-__device__ inline void copy_rows_tile(const std::byte* launch, const RowsTask& task, uint32_t tile, uint32_t lane) {
-  RowsTask rows = task;
-  // Keeps the compiler from moving reads to where they are used first: a warp waits for each that comes later.
-  asm volatile(""
-               : "+l"(rows.task.src), "+l"(rows.task.dst), "+r"(rows.task.tile_columns), "+r"(rows.task.last_columns),
-                 "+r"(rows.task.column_tiles), "+r"(rows.column_tiles_multiplier), "+r"(rows.item_stride),
-                 "+r"(rows.column_bytes), "+l"(rows.table_row_stride), "+l"(rows.dst_row_stride), "+l"(rows.index),
-                 "+l"(rows.lengths), "+l"(rows.table_rows));
-  const RowsTile found = locate_rows_tile(launch, rows, tile);
-  if (rows.task.code.operation == Operation::RowItems) {
-    if (rows.from_64) {
-      return rows.to_64 ? copy_row_items<int64_t, int64_t>(rows, found, lane)
-                        : copy_row_items<int64_t, int32_t>(rows, found, lane);
-    }
-    return rows.to_64 ? copy_row_items<int32_t, int64_t>(rows, found, lane)
-                      : copy_row_items<int32_t, int32_t>(rows, found, lane);
-  }
-  with_unit_bytes(rows.task.code.width_log2, [&](auto bytes) {
-    constexpr int kBytes = decltype(bytes)::value;
-    constexpr int64_t step = kWarpLanes * kBytes;
-    const uint32_t at = lane * kBytes;
-    copy_units<kBytes, true>(found.src + at, found.dst + at, step, step, (found.columns + kWarpLanes - 1 - lane) / kWarpLanes);
-    if (found.cut_bytes > 0 && lane == found.columns % kWarpLanes) {
-      const uint32_t cut = found.columns * kBytes;
-      copy_bytes<kBytes, true>(found.src + cut, found.dst + cut, found.cut_bytes);
-    }
-  });
-}
-
+template <bool kPlain>
 __device__ inline void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
   const Operation operation = task.task.code.operation;
   if (operation == Operation::Rows || operation == Operation::RowItems) {
-    return copy_rows_tile(launch, reinterpret_cast<const RowsTask&>(task), tile, lane);
+    return copy_rows(launch, reinterpret_cast<const RowsTask&>(task), tile, lane);
   }
-  if (operation == Operation::Gather) return gather_rows(launch, task, tile, lane);
-  if (operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
+  if (operation == Operation::Plus) return add_number(launch, reinterpret_cast<const PlusTask&>(task), tile, lane);
+  if constexpr (!kPlain) {
+    if (operation == Operation::Gather) return gather_row(launch, task, tile, lane);
+    if (operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
+  }
   SumsTask sums = reinterpret_cast<const SumsTask&>(task);
   asm volatile("" : "+l"(sums.lengths_stride), "+l"(sums.dst_stride), "+l"(sums.count), "+l"(sums.rest));
-  with_integers(sums.from, sums.to, [&](auto from, auto to) {
-    using To = decltype(to);
-    using Sum = std::conditional_t<std::is_same_v<To, TypedIntegers<int32_t>>, uint32_t, uint64_t>;
-    sum_up<Sum, decltype(from), To>(sums, resolve(launch, sums.task.src), lane);
-  });
+  const uint64_t src = resolve(launch, sums.task.src);
+  if constexpr (!kPlain) {
+    if (!is_plain_sum(sums.from, sums.to)) return sum_up_any(reinterpret_cast<const SumsTask&>(task), src, lane);
+  }
+  if (sums.to == DType::Int32) return sum_up<uint32_t>(sums, src, lane);
+  sum_up<uint64_t>(sums, src, lane);
 }
 
 }  // namespace

@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   const Task& task = launch_task(launch, number, one_level ? kStridedAtOfOneLevel : header.strided_at);
   if constexpr (sources) {
     if (is_derived(task.code.operation)) {
-      return run_derived(launch, reinterpret_cast<const StridedTask&>(task), tile, lane);
+      return run_derived<plain>(launch, reinterpret_cast<const StridedTask&>(task), tile, lane);
     }
   }
   const auto read = [&] {

@@ -39,7 +39,7 @@ StridedTask strided_task(const PlannedTask& planned, int outer_at) {
     std::memcpy(&whole, planned.record, sizeof whole);
     const Divisor column_tiles = divisor_of(planned.task.column_tiles);
     whole.task = planned.task;
-    if (planned.task.code.operation != Operation::Sums) whole.column_tiles_multiplier = column_tiles.multiplier;
+    whole.column_tiles_multiplier = column_tiles.multiplier;
     whole.task.code.column_tiles_shift = static_cast<uint8_t>(column_tiles.shift);
     return whole;
   }

@@ -13,11 +13,12 @@ enum class Operation : uint8_t {
   Fill,        // units of 2^width_log2 bytes from an 8-byte pattern
   Fill16,      // the same from a 16-byte pattern whose upper half is zero (complex128)
   Cast,        // units of 2^width_log2 elements; see cast_operation
-  Gather = Cast + kCasts,  // rows of a table, by index or one by one; see GatherRecord
-  Rows,                    // the same of plain rows; see RowsTask
-  RowItems,                // the same of plain rows of int32 or int64, converted item by item; see RowsTask
-  LastRow,                 // what is left of a Gather of single elements, from the last of them; see GatherRecord
-  Sums,                    // see SumsRecord
+  Gather = Cast + kCasts,  // rows of a table by index, or integers plus a number, of any kind; see GatherRecord
+  LastRow,                 // what is left of rows of single elements, from the last of them; see GatherRecord
+  Rows,                    // plain rows of a table by index; see RowsTask
+  RowItems,                // the same of int32 or int64, converted item by item; see RowsTask
+  Plus,                    // plain integers plus a number; see PlusTask
+  Sums,                    // see SumsTask
 };
 static_assert(static_cast<int>(Operation::Gather) == static_cast<int>(Operation::Cast) + kCasts);
 static_assert(static_cast<int>(Operation::Cast) + kCasts < 250, "operations must fit their byte");
@@ -38,9 +39,10 @@ constexpr bool is_fill(Operation operation) {
     case Operation::Copy:
     case Operation::CopyRagged:
     case Operation::Gather:
+    case Operation::LastRow:
     case Operation::Rows:
     case Operation::RowItems:
-    case Operation::LastRow:
+    case Operation::Plus:
     case Operation::Sums: return false;
     case Operation::Fill:
     case Operation::Fill16: return true;

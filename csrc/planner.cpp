@@ -245,7 +245,7 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device, Staging
   const int tile_bytes_log2 =
       device == DeviceType::Cpu ? kCpuTileBytesLog2 : std::clamp(spread_log2, kMinTileBytesLog2, kMaxTileBytesLog2);
   for (PlannedTask& planned : tasks_) {
-    const uint64_t tiles = is_derived(planned.task.code.operation) ? shape_record(planned, tile_bytes_log2, device)
+    const uint64_t tiles = is_derived(planned.task.code.operation) ? shape_derived(planned, tile_bytes_log2, device)
                                                                    : shape_tiles(planned, tile_bytes_log2, device);
     if (tiles >= kTooManyTiles) {
       throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it", /*torch_can=*/true);
@@ -294,7 +294,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::path(int64_t pair) const {
     for (int d = 1; d < planned.rank; ++d) rows *= planned.extents[d].size;
     if (!text.empty()) text += " + ";
     if (is_derived(operation)) {
-      const auto [words, written] = record_path(planned);
+      const auto [words, written] = derived_path(planned);
       text += words;
       bytes += written;
     } else if (is_cast(operation)) {

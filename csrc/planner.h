@@ -58,15 +58,17 @@ class LaunchPlanner {
   void add_gather(int64_t pair, const TensorView& destination, const TensorView& table, std::span<const int64_t> sizes,
                   bool by_row, GatherRecord record);
   bool add_plain_rows(int64_t pair, uint64_t table, uint64_t destination, const GatherRecord& record, int unit_log2);
+  bool add_plain_plus(int64_t pair, uint64_t source, uint64_t destination, const GatherRecord& record);
   PlannedTask& add_record(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
-                          std::span<const std::byte> record, uint64_t bytes);
+                          std::span<const std::byte> record);
+  template <class WholeTask>
+  PlannedTask& add_whole_task(int64_t pair, Operation operation, uint64_t src, uint64_t dst, const WholeTask& task);
+  void count_sectors(PlannedTask& planned, uint32_t item_stride);
   void mark_values(const SourcePart& part, size_t first);
-  PlannedTask& add_whole_task(int64_t pair, Operation operation, uint64_t src, uint64_t dst,
-                              std::span<const std::byte> record);
   const void* host_memory(const SourcePart& part) const;
-  static uint64_t shape_record(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
+  static uint64_t shape_derived(PlannedTask& planned, int tile_bytes_log2, DeviceType device);
   static void relocate(PlannedTask& planned, uint64_t base);
-  std::pair<std::string, uint64_t> record_path(const PlannedTask& planned) const;
+  std::pair<std::string, uint64_t> derived_path(const PlannedTask& planned) const;
   const char* values_text() const {
     return values_staged_ ? ", values through pinned memory" : values_carried_ ? ", values in the launch" : ", values";
   }

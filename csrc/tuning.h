@@ -25,15 +25,13 @@ constexpr uint64_t kMinPlainColumns = kWarpLanes / 2 + 1;
 // Shorter rows gain less from wide accesses than the launch loses by no longer being plain.
 constexpr int64_t kMinRaggedRowBytes = 4096;
 
-// Units of a row of a table that a lane has in flight. Not measured yet.
-constexpr int kGatherUnits = 4;
-// Lengths that a lane loads at a time, of those that one warp sums up. Not measured yet.
+// Lengths that a lane loads at a time, of those that one warp sums up.
 constexpr int kLaneLengths = 8;
-// So many warps share the rows of a table at most where these have lengths: each goes on along its row, so that what lies
-// beyond a row's length costs no warps. Not measured yet.
-constexpr uint64_t kGatherWarps = 8192;
-// Rows with lengths that would take more warps than this, each for a tile, go so instead. Not measured yet.
-constexpr uint64_t kMaxCutRowWarps = 65536;
+// So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what lies
+// beyond a row's length costs no warps.
+constexpr uint64_t kCutRowWarps = 16384;
+// What a load reads at least, of items that lie apart.
+constexpr int kSectorBytesLog2 = 5;
 
 constexpr int kBlockThreads = 128;  // "blocks of 256 and of 512"
 constexpr int kBlockWarps = kBlockThreads / kWarpLanes;
