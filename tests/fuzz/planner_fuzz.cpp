@@ -683,33 +683,15 @@ uint16_t cast_code(DType from, DType to) {
   return static_cast<uint16_t>(static_cast<int>(from) * kCastableDTypes + static_cast<int>(to));
 }
 
-// Which units of a row a lane of the GPU takes, as gather_rows() in derived_units.h has it.
-struct LaneShare {
-  int64_t row;
-  int64_t first;  // unit of this lane, the others of a tile following at every 32nd,
-  int64_t step;   // and from tile to tile
-  int64_t tile;   // units of a tile, from this lane's first on
-};
-
-LaneShare share_of(const StridedTask& task, uint32_t tile, uint32_t lane) {
-  const TaskCode code = task.task.code;
-  const uint32_t row_tile = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
-  const uint32_t share = tile - row_tile * task.task.column_tiles;
-  const uint32_t column = lane & ((1u << code.lanes_log2) - 1);
-  return {
-      .row = static_cast<int64_t>(row_tile) * task.tile_rows + (lane >> code.lanes_log2),
-      .first = static_cast<int64_t>(share) * task.task.tile_columns + column,
-      .step = static_cast<int64_t>(task.task.column_tiles) * task.task.tile_columns,
-      .tile = task.task.tile_columns - column,
-  };
-}
-
 // The runs that a tile of a derived source's task writes: on the GPU by the walk of each lane.
 template <class Visit>
 void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTask& task, uint32_t tile, bool all,
                   Visit visit) {
   const std::byte* const bytes = launch.params.bytes;
-  if (!has_sources(launch.header().kind)) fail(call, "the kernel does not know of derived sources");
+  const LaunchKind kind = launch.header().kind;
+  if (!has_sources(kind)) fail(call, "the kernel does not know of derived sources");
+  const bool on_gpu = is_on_gpu(call);
+  const uint32_t lanes = on_gpu ? kWarpLanes : 1;
   const auto aligned = [&](uint64_t address, uint64_t unit) {
     if (address % unit != 0)
       fail(call, "a unit of " + std::to_string(unit) + " bytes of a derived source is not aligned");
@@ -726,6 +708,7 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
   const Operation operation = task.task.code.operation;
   if (operation == Operation::Sums) {
     const auto& sums = reinterpret_cast<const SumsTask&>(task);
+    if (is_plain(kind) && !is_plain_sum(sums.from, sums.to)) fail(call, "the kernel does not know these sums");
     const Integers lengths{sums.task.src, sums.lengths_stride, sums.from, false};
     uint64_t sum = 0;
     const auto visit_sum = [&](int64_t i) {
@@ -744,43 +727,98 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
     visit_numbers(sums.rest + 1, all, 0, [&](int64_t i) { visit_sum(sums.count + i); });
     return;
   }
-  if (operation == Operation::Rows || operation == Operation::RowItems) {
-    const auto& rows = reinterpret_cast<const RowsTask&>(task);
-    const auto dtype_of = [](bool is_64) { return is_64 ? DType::Int64 : DType::Int32; };
-    const auto check_number = [&](uint64_t address, bool is_64) {
-      check_integer({address, info(dtype_of(is_64)).size, dtype_of(is_64), false}, tile / rows.task.column_tiles);
-    };
-    check_number(rows.index, rows.index_64);
-    if (rows.lengths != 0) check_number(rows.lengths, rows.lengths_64);
-    RowsTile found = locate_rows_tile(bytes, rows, tile);
-    if (found.columns == 0 && found.cut_bytes == 0) return;
-    if (found.src - reinterpret_cast<uint64_t>(bytes) < sizeof launch.params) fail(call, "a table within the launch");
-    const bool items = operation == Operation::RowItems;
-    const DType from = dtype_of(rows.from_64), to = dtype_of(rows.to_64);
-    const uint64_t unit = items ? align_of(to) : uint64_t{1} << task.task.code.width_log2;
-    if (is_on_gpu(call) && found.columns > static_cast<uint32_t>(kWarpLanes * max_lane_units(static_cast<int>(unit)))) {
+  const auto dtype_of = [](bool is_64) { return is_64 ? DType::Int64 : DType::Int32; };
+  const auto visit_number = [&](uint64_t src, DType from, uint64_t dst, DType to, int64_t number) {
+    aligned(src, align_of(from));
+    aligned(dst, align_of(to));
+    visit(Run{.kind = Cell::Derived,
+              .dst = dst,
+              .bytes = info(to).size,
+              .src = known_address(call, launch, src),
+              .src_bytes = info(from).size,
+              .code = cast_code(from, to),
+              .number = wrapped(number, from)});
+  };
+  // A lane's share of a row, or all of it on the CPU.
+  const auto visit_share = [&](const RowShare& share, uint32_t tile_columns, uint32_t column, uint64_t unit, auto visit_unit) {
+    if (on_gpu && (tile_columns - 1) / kWarpLanes >= static_cast<uint32_t>(max_lane_units(static_cast<int>(unit)))) {
       fail(call, "more units than a lane takes");
     }
-    if (found.cut_bytes >= unit) fail(call, "a cut unit that is whole");
-    aligned(found.src, items ? align_of(from) : found.columns > 0 ? unit : 1);
-    aligned(found.dst, unit);
-    if (!items) {
-      const auto length = static_cast<int64_t>(found.columns * unit + found.cut_bytes);
-      return visit(Run{.kind = Cell::Copied, .dst = found.dst, .bytes = length, .src = found.src, .src_bytes = length});
-    }
-    for (uint64_t i = 0; i < found.columns; ++i) {
-      const uint64_t src = found.src + i * rows.item_stride;
-      aligned(src, align_of(from));
-      visit(Run{.kind = Cell::Derived,
-                .dst = found.dst + i * unit,
-                .bytes = static_cast<int64_t>(unit),
-                .src = src,
-                .src_bytes = info(from).size,
-                .code = cast_code(from, to),
-                .number = pretended_number(src, from) >> rows.page_shift});
+    const int64_t tiles = share.first < share.end ? (share.end - share.first - 1) / share.step + 1 : 0;
+    visit_numbers(tiles, all, share.whole / share.step, [&](int64_t number) {
+      const uint64_t first = share.first + static_cast<uint64_t>(number) * share.step;
+      const uint64_t end = std::min<uint64_t>(share.end, first + tile_columns);
+      for (uint64_t i = first + column; i < end; i += lanes) visit_unit(i);
+    });
+  };
+  if (operation == Operation::Plus) {
+    const auto& plus = reinterpret_cast<const PlusTask&>(task);
+    const DType from = dtype_of(plus.from_64), to = dtype_of(plus.to_64);
+    const RowShare share{.first = tile * task.task.tile_columns, .step = plus.items, .whole = plus.items, .end = plus.items};
+    for (uint32_t lane = 0; lane < lanes; ++lane) {
+      visit_share(share, task.task.tile_columns, lane, align_of(to), [&](uint64_t i) {
+        const uint64_t src = task.task.src + i * plus.item_stride;
+        const auto sum = static_cast<uint64_t>(pretended_number(known_address(call, launch, src), from)) +
+                         static_cast<uint64_t>(plus.addend);
+        visit_number(src, from, task.task.dst + i * align_of(to), to, static_cast<int64_t>(sum));
+      });
     }
     return;
   }
+  if (operation == Operation::Rows || operation == Operation::RowItems) {
+    const auto& rows = reinterpret_cast<const RowsTask&>(task);
+    const TaskCode code = task.task.code;
+    const auto check_number = [&](uint64_t address, bool is_64, int64_t number) {
+      check_integer({address, info(dtype_of(is_64)).size, dtype_of(is_64), false}, number);
+    };
+    const bool items = operation == Operation::RowItems;
+    const DType from = dtype_of(rows.from_64), to = dtype_of(rows.to_64);
+    const uint64_t unit = items ? align_of(to) : uint64_t{1} << code.width_log2;
+    for (uint32_t lane = 0; lane < lanes; ++lane) {
+      const uint32_t row_tile = divide(tile, {code.column_tiles_shift, rows.column_tiles_multiplier});
+      const uint32_t row = (row_tile << (kWarpLanesLog2 - code.lanes_log2)) + (lane >> code.lanes_log2);
+      if (row >= rows.rows) continue;
+      check_number(rows.index, rows.index_64, row);
+      if (rows.lengths != 0) {
+        const int64_t table_row = load_index(bytes, {rows.index, info(dtype_of(rows.index_64)).size, dtype_of(rows.index_64), false}, row);
+        const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(rows.table_rows);
+        if (!rows.lengths_of_table) check_number(rows.lengths, rows.lengths_64, row);
+        else if (is_row) check_number(rows.lengths, rows.lengths_64, table_row);
+      }
+      const RowShare share = locate_row(bytes, rows, tile, lane);
+      if (share.cut_bytes >= unit) fail(call, "a cut unit that is whole");
+      const auto fill = [&](uint64_t dst, uint64_t length, uint64_t place) {
+        if (!rows.fills) fail(call, "fills what is to stay");
+        visit(Run{.kind = Cell::Filled,
+                  .dst = dst,
+                  .bytes = static_cast<int64_t>(length),
+                  .pattern = {rows.pattern, rows.pattern},
+                  .place = static_cast<int>(place % 16)});
+      };
+      visit_share(share, task.task.tile_columns, lane & ((1u << code.lanes_log2) - 1), unit, [&](uint64_t i) {
+        const uint64_t dst = share.dst + i * unit;
+        if (items) {
+          const uint64_t src = share.src + i * rows.item_stride;
+          if (i >= share.whole) return fill(dst, unit, 0);
+          return visit_number(src, from, dst, to, pretended_number(known_address(call, launch, src), from) >> rows.page_shift);
+        }
+        const uint64_t copied = i < share.whole ? unit : i == share.whole ? share.cut_bytes : 0;
+        const uint64_t src = known_address(call, launch, share.src + i * unit);
+        aligned(dst, unit);
+        if (copied > 0) {
+          // The unit that is cut is read whole.
+          aligned(share.src + i * unit, unit);
+          const auto length = static_cast<int64_t>(copied);
+          visit(Run{.kind = Cell::Copied, .dst = dst, .bytes = length, .src = src, .src_bytes = length});
+        }
+        if (copied < unit) {
+          if (rows.fills) fill(dst + copied, unit - copied, i * unit + copied);
+        }
+      });
+    }
+    return;
+  }
+  if (is_plain(kind)) fail(call, "the kernel does not know of rows that are not plain");
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(bytes, task));
   const auto found_row = [&](int64_t row) {
     if (gather.index.address) check_integer(gather.index, row);
@@ -821,47 +859,37 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
     });
     return;
   }
-  const bool on_gpu = is_on_gpu(call);
-  if (on_gpu && task.task.tile_columns > uint32_t{kWarpLanes * kGatherUnits})
-    fail(call, "more units than a lane takes");
   const int64_t unit = gather.converts ? 1 : int64_t{1} << task.task.code.width_log2;
   const uint64_t pattern[2] = {gather.pattern, gather.fills_16 ? 0 : gather.pattern};
-  for (uint32_t lane = 0; lane < (on_gpu ? kWarpLanes : 1); ++lane) {
-    const LaneShare share = on_gpu ? share_of(task, tile, lane) : LaneShare{tile, 0, 1, 1};
-    if (share.row >= gather.rows) continue;
-    const GatheredRow found = found_row(share.row);
-    const uint64_t src = row_src(found);
-    const uint64_t dst = task.task.dst + static_cast<uint64_t>(share.row * gather.dst_row_stride);
-    const int64_t end = gather.fills ? gather.units : (found.copied + unit - 1) / unit;
-    const int64_t tiles = share.first < end ? (end - share.first - 1) / share.step + 1 : 0;
-    const auto visit_unit = [&](int64_t number) {
-      const auto at = static_cast<uint64_t>(number * unit);
-      const UnitAddress address = gather.side_by_side && !gather.converts ? UnitAddress{src + at, dst + at}
-                                                                          : locate_unit(gather, src, dst, number);
-      const int64_t copied = std::clamp<int64_t>(found.copied - number * unit, 0, unit);
-      if (gather.converts && copied > 0) return visit_item(address.src, address.dst, false);
-      const int64_t whole = gather.converts ? info(gather.to).size : unit;
-      if (copied == 0 || copied == whole) aligned(address.dst, static_cast<uint64_t>(whole));
-      if (copied == whole) aligned(address.src, static_cast<uint64_t>(whole));
-      if (copied > 0) {
-        visit(Run{.kind = Cell::Copied,
-                  .dst = address.dst,
-                  .bytes = copied,
-                  .src = known_address(call, launch, address.src),
-                  .src_bytes = copied});
-      }
-      if (!gather.fills || copied == whole) return;
-      visit(Run{.kind = Cell::Filled,
-                .dst = address.dst + static_cast<uint64_t>(copied),
-                .bytes = whole - copied,
-                .pattern = {pattern[0], pattern[1]},
-                .place = gather.converts ? 0 : static_cast<int>((at + static_cast<uint64_t>(copied)) % 16)});
-    };
-    visit_numbers(tiles, all, found.copied / unit / share.step, [&](int64_t number) {
-      const int64_t first = share.first + number * share.step;
-      for (int64_t i = first; i < std::min(end, first + share.tile); i += kWarpLanes) visit_unit(i);
-    });
-  }
+  const int64_t row = divide(tile, {task.task.code.column_tiles_shift, task.column_tiles_multiplier});
+  const int64_t first = (tile - row * task.task.column_tiles) * task.task.tile_columns;
+  const GatheredRow found = found_row(row);
+  const uint64_t src = row_src(found);
+  const uint64_t dst = task.task.dst + static_cast<uint64_t>(row * gather.dst_row_stride);
+  const int64_t end = gather.fills ? gather.units : (found.copied + unit - 1) / unit;
+  const auto visit_unit = [&](int64_t number) {
+    const UnitAddress address = locate_unit(gather, src, dst, number);
+    const int64_t copied = std::clamp<int64_t>(found.copied - number * unit, 0, unit);
+    if (gather.converts && copied > 0) return visit_item(address.src, address.dst, false);
+    const int64_t whole = gather.converts ? info(gather.to).size : unit;
+    if (copied == 0 || copied == whole) aligned(address.dst, static_cast<uint64_t>(whole));
+    if (copied == whole) aligned(address.src, static_cast<uint64_t>(whole));
+    if (copied > 0) {
+      visit(Run{.kind = Cell::Copied,
+                .dst = address.dst,
+                .bytes = copied,
+                .src = known_address(call, launch, address.src),
+                .src_bytes = copied});
+    }
+    if (!gather.fills || copied == whole) return;
+    visit(Run{.kind = Cell::Filled,
+              .dst = address.dst + static_cast<uint64_t>(copied),
+              .bytes = whole - copied,
+              .pattern = {pattern[0], pattern[1]},
+              .place = gather.converts ? 0 : static_cast<int>((number * unit + copied) % 16)});
+  };
+  const int64_t units = std::min<int64_t>(end - first, task.task.tile_columns);
+  visit_numbers(std::max<int64_t>(units, 0), all, found.copied / unit - first, [&](int64_t i) { visit_unit(first + i); });
 }
 
 // Every run that a tile writes, by the walk of each lane of the GPU, or those that visit_numbers() picks.
