@@ -82,9 +82,6 @@ bool is_plain(const Integers& integers) { return integers.stride == info(integer
 
 bool fits_32_bits(int64_t number) { return number == static_cast<uint32_t>(number); }
 
-constexpr int64_t kMaxPlainUnits = int64_t{1} << 30;
-constexpr uint64_t kMaxPlainPage = uint64_t{1} << 30;
-
 // Units side by side in the destination, and in the source too, or items at a stride there.
 bool is_plain_run(const GatherRecord& record, int64_t unit) {
   const Extent& run = record.extents[0];
@@ -252,38 +249,46 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
   const bool same_index = record.lengths_index == record.index && record.lengths_rows == record.table_rows;
   const auto page_size = static_cast<uint64_t>(record.page_size);
   const int64_t unit = items ? info(record.to).size : int64_t{1} << unit_log2;
+  const bool small = record.units <= INT32_MAX / unit && record.columns <= INT32_MAX / record.page_size &&
+                     record.rows <= INT32_MAX && record.table_rows <= INT32_MAX &&
+                     fits_32_bits(record.table_row_stride) && fits_32_bits(record.dst_row_stride) &&
+                     fits_32_bits(record.column_size);
   if (!is_plain_run(record, unit) || !is_plain(record.index) || (cut && !is_plain(record.lengths)) ||
-      (of_table && !same_index) || (items && (!std::has_single_bit(page_size) || page_size > kMaxPlainPage)) ||
-      (items && cut && record.column_size > 1) || record.fills_16 || record.units > kMaxPlainUnits ||
-      record.columns > kMaxPlainUnits || record.rows > kMaxPlainUnits || !fits_32_bits(record.table_row_stride) ||
-      !fits_32_bits(record.dst_row_stride) || !fits_32_bits(record.column_size)) {
+      (of_table && !same_index) || (items && !std::has_single_bit(page_size)) ||
+      (items && cut && record.column_size > 1) || record.fills_16 || !small) {
     return false;
   }
-  const RowsTask rows{.item_stride = static_cast<uint32_t>(record.extents[0].src_stride),
-                      .column_bytes = static_cast<uint32_t>(record.column_size),
+  const Integers& lengths = cut && !of_table ? record.lengths : record.index;
+  const Integers& table_lengths = record.lengths;
+  const RowsTask rows{.column_stride = static_cast<uint32_t>(items ? record.extents[0].src_stride : record.column_size),
+                      .units = static_cast<uint32_t>(record.units),
+                      .rows = static_cast<uint32_t>(record.rows),
+                      .table_row_stride = static_cast<uint32_t>(record.table_row_stride),
+                      .table_rows = static_cast<uint32_t>(record.table_rows),
+                      .dst_row_stride = static_cast<uint32_t>(record.dst_row_stride),
                       .page_shift = static_cast<uint8_t>(std::countr_zero(page_size)),
                       .index_64 = record.index.dtype == DType::Int64,
-                      .lengths_64 = record.lengths.dtype == DType::Int64,
+                      .lengths_64 = lengths.dtype == DType::Int64,
+                      .table_lengths_64 = table_lengths.dtype == DType::Int64,
+                      .cut = cut,
                       .lengths_of_table = of_table,
-                      .index_in_values = record.index.in_values,
-                      .lengths_in_values = record.lengths.in_values,
                       .fills = record.fills,
                       .from_64 = record.from == DType::Int64,
                       .to_64 = record.to == DType::Int64,
-                      .table_row_stride = static_cast<uint32_t>(record.table_row_stride),
-                      .dst_row_stride = static_cast<uint32_t>(record.dst_row_stride),
-                      .rows = static_cast<uint32_t>(record.rows),
-                      .units = static_cast<uint32_t>(record.units),
+                      .index_in_values = record.index.in_values,
+                      .lengths_in_values = lengths.in_values,
+                      .table_lengths_in_values = table_lengths.in_values,
                       .index = record.index.address,
-                      .lengths = record.lengths.address,
-                      .table_rows = record.table_rows,
+                      .lengths = lengths.address,
+                      .table_lengths = table_lengths.address,
                       .pattern = record.pattern};
   PlannedTask& planned = add_whole_task(pair, items ? Operation::RowItems : Operation::Rows, table, destination, rows);
   planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
   planned.unit_log2 = std::countr_zero(static_cast<uint64_t>(unit));
+  planned.task.last_columns = static_cast<uint32_t>(record.columns);
   planned.columns = static_cast<uint64_t>(record.units);
   planned.row_tiles = static_cast<uint64_t>(record.rows);
-  if (items) count_sectors(planned, rows.item_stride);
+  if (items) count_sectors(planned, rows.column_stride);
   return true;
 }
 
@@ -291,7 +296,7 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
 bool LaunchPlanner::add_plain_plus(int64_t pair, uint64_t source, uint64_t destination, const GatherRecord& record) {
   const int dst_item = info(record.to).size;
   if (!is_index_dtype(record.from) || !is_index_dtype(record.to) || !is_plain_run(record, dst_item) ||
-      record.units > kMaxPlainUnits) {
+      record.units > INT32_MAX / dst_item) {
     return false;
   }
   const PlusTask plus{.item_stride = static_cast<uint32_t>(record.extents[0].src_stride),
@@ -465,10 +470,14 @@ uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2,
     planned.row_tiles = 1;
     return 1;
   }
+  const bool by_units = task.code.operation == Operation::Rows || task.code.operation == Operation::Gather;
+  if (device == DeviceType::Cuda) {
+    tile_bytes_log2 = std::min(tile_bytes_log2, by_units ? kMaxTileBytesLog2 : kMaxItemTileBytesLog2);
+  }
   int columns_log2 = std::max(tile_bytes_log2 - planned.unit_log2, kWarpLanesLog2);
   planned.tile_rows = 1;
   if (device == DeviceType::Cuda && planned.is_whole_task) {
-    const int most = kWarpLanes * max_lane_units(1 << planned.unit_log2);
+    const int most = kWarpLanes * (by_units ? max_lane_units(1 << planned.unit_log2) : kLaneItems);
     columns_log2 = std::min(columns_log2, std::countr_zero<unsigned>(most));
     if (planned.columns < kMinPlainColumns && planned.row_tiles > 1) {
       columns_log2 = std::bit_width(planned.columns - 1);
@@ -478,10 +487,9 @@ uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2,
   }
   uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
   const bool is_cut = (task.code.operation == Operation::Rows || task.code.operation == Operation::RowItems) &&
-                      reinterpret_cast<const RowsTask&>(planned.record).lengths != 0;
+                      reinterpret_cast<const RowsTask&>(planned.record).cut;
   if (is_cut) column_tiles = std::min(column_tiles, std::max<uint64_t>(kCutRowWarps / planned.row_tiles, 1));
   task.tile_columns = 1u << columns_log2;
-  task.last_columns = static_cast<uint32_t>(planned.columns - ((column_tiles - 1) << columns_log2));
   task.column_tiles = static_cast<uint32_t>(column_tiles);
   const auto tiles = static_cast<unsigned __int128>(column_tiles) * planned.row_tiles;
   return static_cast<uint64_t>(std::min<unsigned __int128>(tiles, uint64_t{kNoTile} + 1));
@@ -505,6 +513,7 @@ void LaunchPlanner::relocate(PlannedTask& planned, uint64_t base) {
       auto& rows = reinterpret_cast<RowsTask&>(planned.record);
       if (rows.index_in_values) rows.index += base;
       if (rows.lengths_in_values) rows.lengths += base;
+      if (rows.table_lengths_in_values) rows.table_lengths += base;
       return;
     }
     default: return;
@@ -531,8 +540,8 @@ std::pair<std::string, uint64_t> LaunchPlanner::derived_path(const PlannedTask& 
       const uint64_t unit = !items ? 1u << planned.task.code.width_log2 : rows.to_64 ? 8 : 4;
       return {std::string("rows by ") + (items ? "item" : by_unit) +
                   (rows.page_shift > 0 ? ", pages of " + std::to_string(1 << rows.page_shift) : "") +
-                  (rows.lengths != 0 ? ", cut at lengths" : "") +
-                  values_if(rows.index_in_values || rows.lengths_in_values),
+                  (rows.cut ? ", cut at lengths" : "") +
+                  values_if(rows.index_in_values || rows.lengths_in_values || rows.table_lengths_in_values),
               uint64_t{rows.rows} * rows.units * unit};
     }
     case Operation::LastRow: {

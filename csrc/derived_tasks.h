@@ -14,33 +14,39 @@ struct Integers {
   bool operator==(const Integers&) const = default;
 };
 
-// Plain rows: each is one run of units, or of items that lie `item_stride` apart in the table and side by side in the
+// Plain rows: each is one run of units, or of items that lie `column_stride` apart in the table and side by side in the
 // destination. A warp takes a tile of one row, or of several where they are short, and goes on along it where lengths cut
 // the rows: its column tiles are the warps that share a row, each of which takes every so many'th tile. What is no row, or
-// beyond a row's length, becomes the pattern, or stays.
+// beyond a row's length, becomes the pattern, or stays. All of a row's bytes and columns, and the table's rows, fit 31 bits.
 struct alignas(16) RowsTask {
-  Task task;
+  Task task;  // last_columns are those of a row, that lengths count
   uint32_t column_tiles_multiplier;
-  uint32_t item_stride;   // bytes
-  uint32_t column_bytes;  // in the table, of what lengths count
-  uint8_t page_shift;     // of items
+  uint32_t column_stride;  // in the table, bytes
+  uint32_t units;          // or items, of a row
+  uint32_t rows;
+  uint32_t table_row_stride;
+  uint32_t table_rows;
+  uint32_t dst_row_stride;
+  uint8_t page_shift;  // of items
   bool index_64 : 1;
   bool lengths_64 : 1;
-  bool lengths_of_table : 1;  // lengths are those of the table's rows
-  bool index_in_values : 1;
-  bool lengths_in_values : 1;
+  bool table_lengths_64 : 1;
+  bool cut : 1;               // rows have lengths
+  bool lengths_of_table : 1;  // and these are those of the table's rows
   bool fills : 1;
   bool from_64 : 1;
   bool to_64 : 1;
-  uint32_t table_row_stride;
-  uint32_t dst_row_stride;
-  uint32_t rows;
-  uint32_t units;  // or items, of a row
+  bool index_in_values : 1;
+  bool lengths_in_values : 1;
+  bool table_lengths_in_values : 1;
   uint64_t index;
-  uint64_t lengths;  // 0: rows are whole
-  int64_t table_rows;
+  uint64_t lengths;  // the index again where rows have none, so that both are read at once
+  uint64_t table_lengths;
   uint64_t pattern;
 };
+// What read_plain_task() reads of one.
+static_assert(offsetof(RowsTask, table_row_stride) == offsetof(StridedTask, src_row_stride) &&
+              offsetof(RowsTask, dst_row_stride) == offsetof(StridedTask, dst_row_stride));
 
 // A run of int32 or int64 items, `item_stride` apart in the source, plus a number.
 struct alignas(16) PlusTask {
@@ -172,8 +178,9 @@ struct LoadedInteger {
   uint32_t high;
 };
 
-FUSED_COPY_HOST_DEVICE inline LoadedInteger load_words(uint64_t address, uint64_t number, bool is_64) {
-  const auto* words = reinterpret_cast<const uint32_t*>(address + (number << (is_64 ? 3 : 2)));
+// Where it says so and nowhere later, so that several are under way at once: hence volatile.
+FUSED_COPY_HOST_DEVICE inline LoadedInteger load_words(uint64_t address, uint32_t number, bool is_64) {
+  const auto* words = reinterpret_cast<const volatile uint32_t*>(address + uint64_t{number} * (is_64 ? 8u : 4u));
   LoadedInteger loaded{words[0], 0};
   if (is_64) loaded.high = words[1];
   return loaded;
@@ -181,6 +188,13 @@ FUSED_COPY_HOST_DEVICE inline LoadedInteger load_words(uint64_t address, uint64_
 
 FUSED_COPY_HOST_DEVICE inline int64_t number_of(LoadedInteger loaded, bool is_64) {
   return is_64 ? static_cast<int64_t>(uint64_t{loaded.high} << 32 | loaded.low) : static_cast<int32_t>(loaded.low);
+}
+
+// No more than `most`, and no less than 0.
+FUSED_COPY_HOST_DEVICE inline uint32_t clamp_length(LoadedInteger length, bool is_64, uint32_t most) {
+  const uint32_t top = is_64 ? length.high : length.low;
+  if (static_cast<int32_t>(top) < 0) return 0;
+  return (is_64 && length.high > 0) || length.low > most ? most : length.low;
 }
 
 FUSED_COPY_HOST_DEVICE inline RowShare locate_row(const std::byte* launch, const RowsTask& rows, uint32_t tile,
@@ -192,35 +206,28 @@ FUSED_COPY_HOST_DEVICE inline RowShare locate_row(const std::byte* launch, const
   RowShare share{.first = (tile - row_tile * task.column_tiles) * task.tile_columns,
                  .step = task.column_tiles * task.tile_columns};
   if (row >= rows.rows) return share;
-  const bool cut = rows.lengths != 0;
   const LoadedInteger index = load_words(resolve(launch, rows.index), row, rows.index_64);
-  LoadedInteger length{};
-  if (cut && !rows.lengths_of_table) length = load_words(resolve(launch, rows.lengths), row, rows.lengths_64);
-  const int64_t table_row = number_of(index, rows.index_64);
-  const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(rows.table_rows);
+  LoadedInteger length = load_words(resolve(launch, rows.lengths), row, rows.lengths_64);
+  const bool is_row = index.low < rows.table_rows && (!rows.index_64 || index.high == 0);
   if (is_row) share.whole = rows.units;
-  if (is_row && cut) {
+  if (is_row && rows.cut) {
+    bool is_64 = rows.lengths_64;
     if (rows.lengths_of_table) {
-      length = load_words(resolve(launch, rows.lengths), static_cast<uint64_t>(table_row), rows.lengths_64);
+      is_64 = rows.table_lengths_64;
+      length = load_words(resolve(launch, rows.table_lengths), index.low, is_64);
     }
-    const int64_t number = number_of(length, rows.lengths_64);
-    const auto count = static_cast<uint64_t>(number > 0 ? number : 0);
-    uint64_t whole = (count + ((uint64_t{1} << rows.page_shift) - 1)) >> rows.page_shift;
-    uint32_t cut_bytes = 0;
+    const uint32_t count = clamp_length(length, is_64, task.last_columns << rows.page_shift);
     if (task.code.operation == Operation::Rows) {
-      // No row has as many columns as 2^30.
-      const uint64_t bytes = (count >> 30 ? uint64_t{1} << 30 : count) * rows.column_bytes;
-      whole = bytes >> task.code.width_log2;
-      cut_bytes = static_cast<uint32_t>(bytes) & ((1u << task.code.width_log2) - 1);
-    }
-    if (whole < rows.units) {
-      share.whole = static_cast<uint32_t>(whole);
-      share.cut_bytes = cut_bytes;
+      const uint32_t bytes = count * rows.column_stride;
+      share.whole = bytes >> task.code.width_log2;
+      share.cut_bytes = bytes & ((1u << task.code.width_log2) - 1);
+    } else {
+      share.whole = (count + (1u << rows.page_shift) - 1) >> rows.page_shift;
     }
   }
   share.end = rows.fills ? rows.units : share.whole + (share.cut_bytes > 0);
-  const int64_t from_row = is_row ? table_row : 0;
-  share.src = resolve(launch, task.src) + static_cast<uint64_t>(from_row) * rows.table_row_stride;
+  const uint64_t table_row = is_row ? index.low : 0;
+  share.src = task.src + table_row * rows.table_row_stride;
   share.dst = task.dst + uint64_t{row} * rows.dst_row_stride;
   return share;
 }

@@ -4,6 +4,7 @@
 
 #include "derived_tasks.h"
 #include "device_units.h"
+#include "lane_walk.h"
 
 namespace fused_copy {
 namespace {
@@ -50,9 +51,6 @@ __device__ inline void store_cut(uint64_t dst, Unit<kBytes> unit, uint32_t bytes
   }
 }
 
-// The lane of the first column of a row that a lane has.
-__device__ inline uint32_t lane_column(TaskCode code, uint32_t lane) { return lane & ((1u << code.lanes_log2) - 1); }
-
 template <int kBytes>
 __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uint32_t column) {
   constexpr int64_t step = kWarpLanes * kBytes;
@@ -96,7 +94,7 @@ struct ItemRun {
 
 template <class From, class To>
 __device__ inline void copy_items(const ItemRun& run, uint32_t column) {
-  constexpr int kItems = max_lane_units(sizeof(To));
+  constexpr int kItems = kLaneItems;
   const RowShare& share = run.share;
 #pragma unroll 1
   for (uint32_t first = share.first; first < share.end; first += share.step) {
@@ -124,92 +122,91 @@ __device__ inline void copy_items(const ItemRun& run, uint32_t column) {
   }
 }
 
-__device__ inline void copy_items(const ItemRun& run, bool from_64, bool to_64, uint32_t column) {
+// Plain rows, or integers plus a number: whatever is of items ends in the same code.
+__device__ inline void copy_rows(const std::byte* launch, const StridedTask& task, const PlainTask& read, uint32_t tile,
+                                 uint32_t lane) {
+  const Operation operation = read.code.operation;
+  const uint32_t column = lane & ((1u << read.code.lanes_log2) - 1);
+  ItemRun run;
+  bool from_64, to_64;
+  if (operation == Operation::Plus) {
+    PlusTask plus = reinterpret_cast<const PlusTask&>(task);
+    asm volatile("" : "+l"(plus.addend), "+r"(plus.items), "+r"(plus.item_stride));
+    const RowShare share{.src = resolve(launch, read.src),
+                         .dst = read.dst,
+                         .first = tile * read.tile_columns,
+                         .step = plus.items,
+                         .whole = plus.items,
+                         .end = plus.items};
+    run = {share, read.tile_columns, plus.item_stride, 0, plus.addend, false, 0};
+    from_64 = plus.from_64;
+    to_64 = plus.to_64;
+  } else {
+    RowsTask rows = reinterpret_cast<const RowsTask&>(task);
+    rows.task = {read.src, read.dst, read.tile_columns, read.last_columns, read.column_tiles, read.code};
+    rows.column_tiles_multiplier = read.column_tiles_multiplier;
+    rows.table_row_stride = read.src_row_stride;
+    rows.dst_row_stride = read.dst_row_stride;
+    // Keeps the compiler from moving reads to where they are used first: a warp waits for each that comes later.
+    asm volatile(""
+                 : "+l"(rows.index), "+l"(rows.lengths), "+r"(rows.table_rows), "+r"(rows.rows), "+r"(rows.units),
+                   "+r"(rows.column_stride));
+    const RowShare share = locate_row(launch, rows, tile, lane);
+    if (operation == Operation::Rows) {
+      return with_unit_bytes(read.code.width_log2,
+                             [&](auto bytes) { copy_row<decltype(bytes)::value>(rows, share, column); });
+    }
+    run = {share, read.tile_columns, rows.column_stride, rows.page_shift, 0, rows.fills, rows.pattern};
+    from_64 = rows.from_64;
+    to_64 = rows.to_64;
+  }
   if (from_64) return to_64 ? copy_items<int64_t, int64_t>(run, column) : copy_items<int64_t, int32_t>(run, column);
   return to_64 ? copy_items<int32_t, int64_t>(run, column) : copy_items<int32_t, int32_t>(run, column);
 }
 
-__device__ inline void copy_rows(const std::byte* launch, const RowsTask& task, uint32_t tile, uint32_t lane) {
-  RowsTask rows = task;
-  // Keeps the compiler from moving reads to where they are used first: a warp waits for each that comes later.
-  asm volatile(""
-               : "+l"(rows.task.src), "+l"(rows.task.dst), "+r"(rows.task.tile_columns), "+r"(rows.task.column_tiles),
-                 "+r"(rows.column_tiles_multiplier), "+r"(rows.item_stride), "+r"(rows.column_bytes),
-                 "+r"(rows.table_row_stride), "+r"(rows.dst_row_stride), "+r"(rows.rows), "+r"(rows.units),
-                 "+l"(rows.index), "+l"(rows.lengths), "+l"(rows.table_rows), "+l"(rows.pattern));
-  const RowShare share = locate_row(launch, rows, tile, lane);
-  const uint32_t column = lane_column(rows.task.code, lane);
-  if (rows.task.code.operation == Operation::Rows) {
-    return with_unit_bytes(rows.task.code.width_log2,
-                           [&](auto bytes) { copy_row<decltype(bytes)::value>(rows, share, column); });
-  }
-  const ItemRun run{share, rows.task.tile_columns, rows.item_stride, rows.page_shift, 0, rows.fills, rows.pattern};
-  copy_items(run, rows.from_64, rows.to_64, column);
-}
-
-__device__ inline void add_number(const std::byte* launch, const PlusTask& task, uint32_t tile, uint32_t lane) {
-  PlusTask plus = task;
-  asm volatile("" : "+l"(plus.addend), "+r"(plus.items), "+r"(plus.item_stride));
-  const RowShare share{.src = resolve(launch, plus.task.src),
-                       .dst = plus.task.dst,
-                       .first = tile * plus.task.tile_columns,
-                       .step = plus.items,
-                       .whole = plus.items,
-                       .end = plus.items};
-  copy_items({share, plus.task.tile_columns, plus.item_stride, 0, plus.addend, false, 0}, plus.from_64, plus.to_64, lane);
-}
-
-// The sums of so many lengths that each of the 32 lanes has kLengths of them, every 32nd, and of those before them.
+// By one warp, so many lengths at a time that each of its lanes has kLengths of them, every 32nd. Only the low words
+// matter of sums that are stored as 32 bits.
 template <class Sum, int kLengths>
-__device__ inline Sum sum_block(const SumsTask& sums, uint64_t src, uint64_t dst, int32_t left, Sum before) {
-  Sum kept[kLengths];
-#pragma unroll
-  for (int i = 0; i < kLengths; ++i) {
-    kept[i] = 0;
-    if (i * kWarpLanes < left) {
-      const auto* words = reinterpret_cast<const uint32_t*>(src + i * kWarpLanes * sums.lengths_stride);
-      if constexpr (sizeof(Sum) == 4) kept[i] = words[0];
-      else kept[i] = static_cast<Sum>(number_of({words[0], sums.from == DType::Int64 ? words[1] : 0}, sums.from == DType::Int64));
-    }
-  }
-  // All blocks of 32 step by step, as each step takes as long as its shuffle.
-  const uint32_t lane = threadIdx.x % kWarpLanes;
-#pragma unroll
-  for (int step = 1; step < kWarpLanes; step *= 2) {
-    Sum others[kLengths];
-#pragma unroll
-    for (int i = 0; i < kLengths; ++i) others[i] = __shfl_up_sync(kAllLanes, kept[i], step);
-#pragma unroll
-    for (int i = 0; i < kLengths; ++i) kept[i] += lane >= static_cast<uint32_t>(step) ? others[i] : 0;
-  }
-  Sum blocks[kLengths];
-#pragma unroll
-  for (int i = 0; i < kLengths; ++i) blocks[i] = __shfl_sync(kAllLanes, kept[i], kWarpLanes - 1);
-#pragma unroll
-  for (int i = 0; i < kLengths; ++i) {
-    if (i * kWarpLanes < left) *in_global<Sum>(dst + i * kWarpLanes * sums.dst_stride) = before + kept[i];
-    before += blocks[i];
-  }
-  return before;
-}
-
-// By one warp. Only the low words matter of sums that are stored as 32 bits.
-template <class Sum>
 __device__ inline void sum_up(const SumsTask& sums, uint64_t src, uint32_t lane) {
+  const bool from_64 = sums.from == DType::Int64;
   const uint64_t dst = sums.task.dst;
-  const auto own_src = [&](int64_t first) { return src + (first + lane) * sums.lengths_stride; };
-  const auto own_dst = [&](int64_t first) { return dst + (first + lane + 1) * sums.dst_stride; };
-  const auto left = [&](int64_t first) {
-    return static_cast<int32_t>(min(sums.count - first, int64_t{kWarpLanes} * kLaneLengths)) - static_cast<int32_t>(lane);
-  };
   if (lane == 0) *in_global<Sum>(dst) = 0;
   Sum before = 0;
-  int64_t first = 0;
 #pragma unroll 1
-  for (; sums.count - first > kWarpLanes; first += kWarpLanes * kLaneLengths) {
-    before = sum_block<Sum, kLaneLengths>(sums, own_src(first), own_dst(first), left(first), before);
+  for (int64_t first = 0; first < sums.count; first += kWarpLanes * kLengths) {
+    const auto count = static_cast<int32_t>(min(sums.count - first, int64_t{kWarpLanes} * kLengths));
+    // Lanes beyond the last length load it as well: without branches, all loads are under way at once.
+    Sum kept[kLengths];
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) {
+      const int32_t at = i * kWarpLanes + static_cast<int32_t>(lane);
+      const auto* words = reinterpret_cast<const uint32_t*>(src + (first + min(at, count - 1)) * sums.lengths_stride);
+      if constexpr (sizeof(Sum) == 4) kept[i] = words[0];
+      else kept[i] = static_cast<Sum>(number_of({words[0], words[from_64]}, from_64));
+    }
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) {
+      if (i * kWarpLanes + static_cast<int32_t>(lane) >= count) kept[i] = 0;
+    }
+    // All blocks of 32 step by step, as each step takes as long as its shuffle.
+#pragma unroll
+    for (int step = 1; step < kWarpLanes; step *= 2) {
+#pragma unroll
+      for (int i = 0; i < kLengths; ++i) {
+        const Sum other = __shfl_up_sync(kAllLanes, kept[i], step);
+        kept[i] += lane >= static_cast<uint32_t>(step) ? other : 0;
+      }
+    }
+    Sum blocks[kLengths];
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) blocks[i] = __shfl_sync(kAllLanes, kept[i], kWarpLanes - 1);
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) {
+      const int32_t at = i * kWarpLanes + static_cast<int32_t>(lane);
+      if (at < count) *in_global<Sum>(dst + (first + at + 1) * sums.dst_stride) = before + kept[i];
+      before += blocks[i];
+    }
   }
-  if (first < sums.count) before = sum_block<Sum, 1>(sums, own_src(first), own_dst(first), left(first), before);
 #pragma unroll 1
   for (int64_t i = lane; i < sums.rest; i += kWarpLanes) {
     *in_global<Sum>(dst + (sums.count + 1 + i) * sums.dst_stride) = before;
@@ -321,24 +318,24 @@ __device__ __noinline__ void sum_up_any(const SumsTask& sums, uint64_t src, uint
 }
 
 template <bool kPlain>
-__device__ inline void run_derived(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
-  const Operation operation = task.task.code.operation;
-  if (operation == Operation::Rows || operation == Operation::RowItems) {
-    return copy_rows(launch, reinterpret_cast<const RowsTask&>(task), tile, lane);
+__device__ inline void run_derived(const std::byte* launch, const StridedTask& task, const PlainTask& read, uint32_t tile,
+                                   uint32_t lane) {
+  const Operation operation = read.code.operation;
+  if (operation == Operation::Rows || operation == Operation::RowItems || operation == Operation::Plus) {
+    return copy_rows(launch, task, read, tile, lane);
   }
-  if (operation == Operation::Plus) return add_number(launch, reinterpret_cast<const PlusTask&>(task), tile, lane);
   if constexpr (!kPlain) {
     if (operation == Operation::Gather) return gather_row(launch, task, tile, lane);
     if (operation == Operation::LastRow) return fill_with_last_row(launch, task, lane);
   }
   SumsTask sums = reinterpret_cast<const SumsTask&>(task);
   asm volatile("" : "+l"(sums.lengths_stride), "+l"(sums.dst_stride), "+l"(sums.count), "+l"(sums.rest));
-  const uint64_t src = resolve(launch, sums.task.src);
+  const uint64_t src = resolve(launch, read.src);
   if constexpr (!kPlain) {
     if (!is_plain_sum(sums.from, sums.to)) return sum_up_any(reinterpret_cast<const SumsTask&>(task), src, lane);
   }
-  if (sums.to == DType::Int32) return sum_up<uint32_t>(sums, src, lane);
-  sum_up<uint64_t>(sums, src, lane);
+  if (sums.to == DType::Int32) return sum_up<uint32_t, kLaneLengths>(sums, src, lane);
+  sum_up<uint64_t, 1>(sums, src, lane);
 }
 
 }  // namespace

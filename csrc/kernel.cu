@@ -156,6 +156,25 @@ __device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool 
   cast_units<kElements>(from, to, walk, std::make_integer_sequence<int, kCastableDTypes>());
 }
 
+// Element by element, by one function that all kernels share which have it.
+__device__ __noinline__ void cast_elements(int from, int to, uint64_t src, uint64_t dst, uint32_t count) {
+  LaneWalk element{.src = src, .dst = dst, .count = 1};
+#pragma unroll 1
+  for (uint32_t i = 0; i < count; ++i) {
+    cast_units<1>(from, to, element, std::make_integer_sequence<int, kCastableDTypes>());
+    element.src += uint64_t{1} << castable_size_log2(from);
+    element.dst += uint64_t{1} << castable_size_log2(to);
+  }
+}
+
+__device__ inline void cast_apart(TaskCode code, const LaneWalk& walk) {
+  const auto [from, to] = cast_dtypes(code.operation);
+#pragma unroll 1
+  for (uint32_t i = 0; i < walk.count; ++i) {
+    cast_elements(from, to, walk.src + i * walk.src_step, walk.dst + i * walk.dst_step, 1u << code.width_log2);
+  }
+}
+
 // A warp takes one tile.
 template <int kWords, LaunchKind kKind>
 __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_constant__ Launch<kWords> parameters) {
@@ -173,15 +192,17 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   }();
   const bool strided = number < header.strided;
   const Task& task = launch_task(launch, number, one_level ? kStridedAtOfOneLevel : header.strided_at);
-  if constexpr (sources) {
-    if (is_derived(task.code.operation)) {
-      return run_derived<plain>(launch, reinterpret_cast<const StridedTask&>(task), tile, lane);
-    }
-  }
   const auto read = [&] {
     if constexpr (plain) return read_plain_task(task);
     else return task;
   }();
+  if constexpr (sources) {
+    if (is_derived(read.code.operation)) {
+      const auto& derived = reinterpret_cast<const StridedTask&>(task);
+      if constexpr (plain) return run_derived<plain>(launch, derived, read, tile, lane);
+      else return run_derived<plain>(launch, derived, read_plain_task(task), tile, lane);
+    }
+  }
   const TaskCode code = read.code;
   const bool cast = is_casting(kKind) && code.operation >= Operation::Cast;
   const UnitLog2 unit = cast ? unit_log2(code) : UnitLog2{code.width_log2, code.width_log2};
@@ -198,7 +219,9 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
     walk = walk_lane(located, code.lanes_log2, lane);
   }
   if constexpr (sources && plain) walk.src += resolve(launch, read.src) - read.src;
-  if constexpr (is_casting(kKind)) {
+  if constexpr (sources && !plain) {
+    if (cast) return cast_apart(code, walk);
+  } else if constexpr (is_casting(kKind)) {
     if (cast && code.width_log2 == 2) return run_cast<4>(code.operation, walk, plain);
     if (cast && code.width_log2 == 1) return run_cast<2>(code.operation, walk, plain);
     if (cast) return run_cast<1>(code.operation, walk, plain);

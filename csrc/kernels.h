@@ -6,31 +6,31 @@
 
 namespace fused_copy {
 
-// One for each size of its parameters and each kind of launch that copies tensors; and those of launches with other
-// sources, which cast directly or can do everything, of the larger sizes: with less than 4 KB a launch is not cheaper.
+// One for each size of its parameters and each kind of launch that copies tensors. Of launches with other sources those
+// with plain tasks have kernels of the two largest sizes, as less than 4 KB makes none cheaper; all others one, the largest.
 constexpr int kTensorKinds = static_cast<int>(LaunchKind::Sources);
 constexpr int kTensorKernels = kLaunchSizes * kTensorKinds;
-constexpr int kSourceKinds = 2;
-constexpr int kSmallestSourceSize = 2;
-constexpr int kKernels = kTensorKernels + (kLaunchSizes - kSmallestSourceSize) * kSourceKinds;
+constexpr int kPlainSourceSizes = 2;
+constexpr int kKernels = kTensorKernels + kPlainSourceSizes + 1;
 
 constexpr int kernel_words(int number) {
-  return kLaunchWords[number < kTensorKernels ? number / kTensorKinds
-                                              : kSmallestSourceSize + (number - kTensorKernels) / kSourceKinds];
+  if (number < kTensorKernels) return kLaunchWords[number / kTensorKinds];
+  return number == kTensorKernels ? kLaunchWords[kLaunchSizes - kPlainSourceSizes] : kMaxLaunchWords;
 }
 
 constexpr LaunchKind kernel_kind(int number) {
   if (number < kTensorKernels) return static_cast<LaunchKind>(number % kTensorKinds);
-  const bool general = (number - kTensorKernels) % kSourceKinds == 1;
-  return general ? LaunchKind::AllSources : LaunchKind::PlainSources;
+  return number + 1 < kKernels ? LaunchKind::PlainSources : LaunchKind::AllSources;
 }
 
 // The smallest that can do this launch.
 inline int kernel_number(const PlannedLaunch& launch) {
   const LaunchKind kind = launch.header().kind;
-  int size = has_sources(kind) ? kSmallestSourceSize : launch.header().levels > 1 ? 1 : 0;
+  if (has_sources(kind)) {
+    return is_plain(kind) ? kTensorKernels + (launch.used_words > kernel_words(kTensorKernels)) : kKernels - 1;
+  }
+  int size = launch.header().levels > 1 ? 1 : 0;
   while (launch.used_words > kLaunchWords[size]) ++size;
-  if (has_sources(kind)) return kTensorKernels + (size - kSmallestSourceSize) * kSourceKinds + !is_plain(kind);
   return size * kTensorKinds + static_cast<int>(kind);
 }
 

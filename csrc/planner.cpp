@@ -242,10 +242,10 @@ uint64_t LaunchPlanner::shape_tiles(PlannedTask& planned, int tile_bytes_log2, D
 
 std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device, Staging* staging) {
   const int spread_log2 = std::bit_width(bytes_ / kManyTiles) - 1;
-  const int tile_bytes_log2 =
-      device == DeviceType::Cpu ? kCpuTileBytesLog2 : std::clamp(spread_log2, kMinTileBytesLog2, kMaxTileBytesLog2);
+  const int least_log2 = device == DeviceType::Cpu ? kCpuTileBytesLog2 : std::max(spread_log2, kMinTileBytesLog2);
+  const int tile_bytes_log2 = device == DeviceType::Cpu ? least_log2 : std::min(least_log2, kMaxTileBytesLog2);
   for (PlannedTask& planned : tasks_) {
-    const uint64_t tiles = is_derived(planned.task.code.operation) ? shape_derived(planned, tile_bytes_log2, device)
+    const uint64_t tiles = is_derived(planned.task.code.operation) ? shape_derived(planned, least_log2, device)
                                                                    : shape_tiles(planned, tile_bytes_log2, device);
     if (tiles >= kTooManyTiles) {
       throw InvalidInput(planned.pair, "has more elements than one launch can copy: split it", /*torch_can=*/true);

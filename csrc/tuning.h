@@ -30,8 +30,11 @@ constexpr int kLaneLengths = 8;
 // So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what lies
 // beyond a row's length costs no warps.
 constexpr uint64_t kCutRowWarps = 16384;
-// What a load reads at least, of items that lie apart.
+// Items of a row that a lane has in flight where they become others, and what a load reads at least of those that lie
+// apart.
+constexpr int kLaneItems = 4;
 constexpr int kSectorBytesLog2 = 5;
+constexpr int kMaxItemTileBytesLog2 = 12;
 
 constexpr int kBlockThreads = 128;  // "blocks of 256 and of 512"
 constexpr int kBlockWarps = kBlockThreads / kWarpLanes;

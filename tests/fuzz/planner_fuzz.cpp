@@ -779,11 +779,11 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
       const uint32_t row = (row_tile << (kWarpLanesLog2 - code.lanes_log2)) + (lane >> code.lanes_log2);
       if (row >= rows.rows) continue;
       check_number(rows.index, rows.index_64, row);
-      if (rows.lengths != 0) {
+      check_number(rows.lengths, rows.lengths_64, row);
+      if (rows.cut) {
         const int64_t table_row = load_index(bytes, {rows.index, info(dtype_of(rows.index_64)).size, dtype_of(rows.index_64), false}, row);
         const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(rows.table_rows);
-        if (!rows.lengths_of_table) check_number(rows.lengths, rows.lengths_64, row);
-        else if (is_row) check_number(rows.lengths, rows.lengths_64, table_row);
+        if (is_row && rows.lengths_of_table) check_number(rows.table_lengths, rows.table_lengths_64, table_row);
       }
       const RowShare share = locate_row(bytes, rows, tile, lane);
       if (share.cut_bytes >= unit) fail(call, "a cut unit that is whole");
@@ -798,7 +798,7 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
       visit_share(share, task.task.tile_columns, lane & ((1u << code.lanes_log2) - 1), unit, [&](uint64_t i) {
         const uint64_t dst = share.dst + i * unit;
         if (items) {
-          const uint64_t src = share.src + i * rows.item_stride;
+          const uint64_t src = share.src + i * rows.column_stride;
           if (i >= share.whole) return fill(dst, unit, 0);
           return visit_number(src, from, dst, to, pretended_number(known_address(call, launch, src), from) >> rows.page_shift);
         }
