@@ -152,7 +152,7 @@ void copy_rows(const std::byte* launch, const RowsTask& rows, uint32_t tile) {
     uint64_t written = whole * unit;
     if (items) {
       copy_items(share, static_cast<uint32_t>(first), whole, rows.column_stride, index_dtype(rows.from_64),
-                 rows.page_shift, 0, index_dtype(rows.to_64));
+                 rows.count_shift, 0, index_dtype(rows.to_64));
     } else {
       if (whole == share.whole && whole < end) written += share.cut_bytes;
       std::memcpy(at(share.dst + first * unit), at(share.src + first * unit), written - first * unit);

@@ -260,13 +260,15 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
   }
   const Integers& lengths = cut && !of_table ? record.lengths : record.index;
   const Integers& table_lengths = record.lengths;
-  const RowsTask rows{.column_stride = static_cast<uint32_t>(items ? record.extents[0].src_stride : record.column_size),
+  const RowsTask rows{.column_stride = static_cast<uint32_t>(items ? record.extents[0].src_stride
+                                                         : cut ? record.column_size
+                                                               : unit),
                       .units = static_cast<uint32_t>(record.units),
                       .rows = static_cast<uint32_t>(record.rows),
                       .table_row_stride = static_cast<uint32_t>(record.table_row_stride),
                       .table_rows = static_cast<uint32_t>(record.table_rows),
                       .dst_row_stride = static_cast<uint32_t>(record.dst_row_stride),
-                      .page_shift = static_cast<uint8_t>(std::countr_zero(page_size)),
+                      .count_shift = static_cast<uint8_t>(items ? std::countr_zero(page_size) : unit_log2),
                       .index_64 = record.index.dtype == DType::Int64,
                       .lengths_64 = lengths.dtype == DType::Int64,
                       .table_lengths_64 = table_lengths.dtype == DType::Int64,
@@ -278,6 +280,8 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
                       .index_in_values = record.index.in_values,
                       .lengths_in_values = lengths.in_values,
                       .table_lengths_in_values = table_lengths.in_values,
+                      .simple = !items && unit == 16 && lengths.dtype == record.index.dtype && !of_table &&
+                                !record.fills && !record.index.in_values && !lengths.in_values,
                       .index = record.index.address,
                       .lengths = lengths.address,
                       .table_lengths = table_lengths.address,
@@ -285,7 +289,7 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
   PlannedTask& planned = add_whole_task(pair, items ? Operation::RowItems : Operation::Rows, table, destination, rows);
   planned.task.code.width_log2 = static_cast<uint8_t>(unit_log2);
   planned.unit_log2 = std::countr_zero(static_cast<uint64_t>(unit));
-  planned.task.last_columns = static_cast<uint32_t>(record.columns);
+  planned.task.last_columns = static_cast<uint32_t>(cut ? record.columns : record.units);
   planned.columns = static_cast<uint64_t>(record.units);
   planned.row_tiles = static_cast<uint64_t>(record.rows);
   if (items) count_sectors(planned, rows.column_stride);
@@ -471,6 +475,7 @@ uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2,
     return 1;
   }
   const bool by_units = task.code.operation == Operation::Rows || task.code.operation == Operation::Gather;
+  const bool is_rows = task.code.operation == Operation::Rows || task.code.operation == Operation::RowItems;
   if (device == DeviceType::Cuda) {
     tile_bytes_log2 = std::min(tile_bytes_log2, by_units ? kMaxTileBytesLog2 : kMaxItemTileBytesLog2);
   }
@@ -483,12 +488,11 @@ uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2,
       columns_log2 = std::bit_width(planned.columns - 1);
       task.code.lanes_log2 = static_cast<uint8_t>(columns_log2);
       planned.row_tiles = divide_up_log2(planned.row_tiles, kWarpLanesLog2 - columns_log2);
+      if (is_rows) reinterpret_cast<RowsTask&>(planned.record).simple = false;
     }
   }
   uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
-  const bool is_cut = (task.code.operation == Operation::Rows || task.code.operation == Operation::RowItems) &&
-                      reinterpret_cast<const RowsTask&>(planned.record).cut;
-  if (is_cut) column_tiles = std::min(column_tiles, std::max<uint64_t>(kCutRowWarps / planned.row_tiles, 1));
+  if (is_rows && reinterpret_cast<const RowsTask&>(planned.record).cut) column_tiles = std::min(column_tiles, std::max<uint64_t>(kCutRowWarps / planned.row_tiles, 1));
   task.tile_columns = 1u << columns_log2;
   task.column_tiles = static_cast<uint32_t>(column_tiles);
   const auto tiles = static_cast<unsigned __int128>(column_tiles) * planned.row_tiles;
@@ -539,7 +543,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::derived_path(const PlannedTask& 
       const bool items = planned.task.code.operation == Operation::RowItems;
       const uint64_t unit = !items ? 1u << planned.task.code.width_log2 : rows.to_64 ? 8 : 4;
       return {std::string("rows by ") + (items ? "item" : by_unit) +
-                  (rows.page_shift > 0 ? ", pages of " + std::to_string(1 << rows.page_shift) : "") +
+                  (items && rows.count_shift > 0 ? ", pages of " + std::to_string(1 << rows.count_shift) : "") +
                   (rows.cut ? ", cut at lengths" : "") +
                   values_if(rows.index_in_values || rows.lengths_in_values || rows.table_lengths_in_values),
               uint64_t{rows.rows} * rows.units * unit};

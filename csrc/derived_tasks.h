@@ -19,7 +19,7 @@ struct Integers {
 // the rows: its column tiles are the warps that share a row, each of which takes every so many'th tile. What is no row, or
 // beyond a row's length, becomes the pattern, or stays. All of a row's bytes and columns, and the table's rows, fit 31 bits.
 struct alignas(16) RowsTask {
-  Task task;  // last_columns are those of a row, that lengths count
+  Task task;  // last_columns are those of a row, that lengths count; its units where there are no lengths
   uint32_t column_tiles_multiplier;
   uint32_t column_stride;  // in the table, bytes
   uint32_t units;          // or items, of a row
@@ -27,7 +27,7 @@ struct alignas(16) RowsTask {
   uint32_t table_row_stride;
   uint32_t table_rows;
   uint32_t dst_row_stride;
-  uint8_t page_shift;  // of items
+  uint8_t count_shift;  // log2 of the bytes of a unit, or of the tokens of a page where items are copied
   bool index_64 : 1;
   bool lengths_64 : 1;
   bool table_lengths_64 : 1;
@@ -39,6 +39,7 @@ struct alignas(16) RowsTask {
   bool index_in_values : 1;
   bool lengths_in_values : 1;
   bool table_lengths_in_values : 1;
+  bool simple : 1;  // 16-byte units of one row to a tile, index and lengths alike and on the device, nothing filled
   uint64_t index;
   uint64_t lengths;  // the index again where rows have none, so that both are read at once
   uint64_t table_lengths;
@@ -178,9 +179,8 @@ struct LoadedInteger {
   uint32_t high;
 };
 
-// Where it says so and nowhere later, so that several are under way at once: hence volatile.
 FUSED_COPY_HOST_DEVICE inline LoadedInteger load_words(uint64_t address, uint32_t number, bool is_64) {
-  const auto* words = reinterpret_cast<const volatile uint32_t*>(address + uint64_t{number} * (is_64 ? 8u : 4u));
+  const auto* words = reinterpret_cast<const uint32_t*>(address + uint64_t{number} * (is_64 ? 8u : 4u));
   LoadedInteger loaded{words[0], 0};
   if (is_64) loaded.high = words[1];
   return loaded;
@@ -197,37 +197,34 @@ FUSED_COPY_HOST_DEVICE inline uint32_t clamp_length(LoadedInteger length, bool i
   return (is_64 && length.high > 0) || length.low > most ? most : length.low;
 }
 
+// Without branches where it can be: of several loads the later ones would wait for the branch, and so for the first.
 FUSED_COPY_HOST_DEVICE inline RowShare locate_row(const std::byte* launch, const RowsTask& rows, uint32_t tile,
                                                   uint32_t lane) {
   const Task& task = rows.task;
   const uint32_t lanes_log2 = task.code.lanes_log2;
   const uint32_t row_tile = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
-  const uint32_t row = (row_tile << (kWarpLanesLog2 - lanes_log2)) + (lane >> lanes_log2);
-  RowShare share{.first = (tile - row_tile * task.column_tiles) * task.tile_columns,
-                 .step = task.column_tiles * task.tile_columns};
-  if (row >= rows.rows) return share;
+  const uint32_t own_row = (row_tile << (kWarpLanesLog2 - lanes_log2)) + (lane >> lanes_log2);
+  const bool has_row = own_row < rows.rows;
+  const uint32_t row = has_row ? own_row : 0;
   const LoadedInteger index = load_words(resolve(launch, rows.index), row, rows.index_64);
   LoadedInteger length = load_words(resolve(launch, rows.lengths), row, rows.lengths_64);
   const bool is_row = index.low < rows.table_rows && (!rows.index_64 || index.high == 0);
-  if (is_row) share.whole = rows.units;
-  if (is_row && rows.cut) {
-    bool is_64 = rows.lengths_64;
-    if (rows.lengths_of_table) {
-      is_64 = rows.table_lengths_64;
-      length = load_words(resolve(launch, rows.table_lengths), index.low, is_64);
-    }
-    const uint32_t count = clamp_length(length, is_64, task.last_columns << rows.page_shift);
-    if (task.code.operation == Operation::Rows) {
-      const uint32_t bytes = count * rows.column_stride;
-      share.whole = bytes >> task.code.width_log2;
-      share.cut_bytes = bytes & ((1u << task.code.width_log2) - 1);
-    } else {
-      share.whole = (count + (1u << rows.page_shift) - 1) >> rows.page_shift;
-    }
+  bool is_64 = rows.lengths_64;
+  if (rows.lengths_of_table) {
+    is_64 = rows.table_lengths_64;
+    length = load_words(resolve(launch, rows.table_lengths), is_row ? index.low : 0, is_64);
   }
-  share.end = rows.fills ? rows.units : share.whole + (share.cut_bytes > 0);
-  const uint64_t table_row = is_row ? index.low : 0;
-  share.src = task.src + table_row * rows.table_row_stride;
+  const bool items = task.code.operation == Operation::RowItems;
+  const uint32_t count = clamp_length(length, is_64, task.last_columns << (items ? rows.count_shift : 0));
+  const uint32_t cut = count * (items ? 1 : rows.column_stride) + (items ? (1u << rows.count_shift) - 1 : 0);
+  const uint32_t whole = rows.cut ? cut >> rows.count_shift : rows.units;
+  RowShare share;
+  share.first = (tile - row_tile * task.column_tiles) * task.tile_columns;
+  share.step = task.column_tiles * task.tile_columns;
+  share.whole = is_row ? whole : 0;
+  share.cut_bytes = is_row && rows.cut && !items ? cut & ((1u << rows.count_shift) - 1) : 0;
+  share.end = !has_row ? 0 : rows.fills ? rows.units : share.whole + (share.cut_bytes > 0);
+  share.src = task.src + uint64_t{is_row ? index.low : 0} * rows.table_row_stride;
   share.dst = task.dst + uint64_t{row} * rows.dst_row_stride;
   return share;
 }

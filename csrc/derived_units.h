@@ -63,8 +63,8 @@ __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uin
     const uint64_t src = share.src + static_cast<uint64_t>(first) * kBytes;
     const uint64_t dst = share.dst + static_cast<uint64_t>(first) * kBytes;
     Unit<kBytes> cut_unit{};
-    if (cuts) cut_unit = *reinterpret_cast<const Unit<kBytes>*>(src + whole * kBytes);
-    copy_units<kBytes, true>(src + column * kBytes, dst + column * kBytes, step, step,
+    if (cuts) cut_unit = *in_global<const Unit<kBytes>>(src + whole * kBytes);
+    copy_units<kBytes, false>(src + column * kBytes, dst + column * kBytes, step, step,
                              (whole + kWarpLanes - 1 - column) / kWarpLanes);
     if (cuts) {
       store_cut<kBytes>(dst + whole * kBytes, cut_unit, share.cut_bytes, rows, pattern_at(rows.pattern, whole * kBytes));
@@ -77,6 +77,42 @@ __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uin
 #pragma unroll 1
     for (uint32_t at = column + copied * kWarpLanes; at < columns; at += kWarpLanes) {
       *in_global<Unit<kBytes>>(dst + at * kBytes) = filled;
+    }
+  }
+}
+
+// The rows of page tables: as copy_row(), and locate_row(), in half of the instructions, which is what a small step takes.
+__device__ inline void copy_simple_row(const RowsTask& rows, uint32_t tile, uint32_t lane) {
+  const Task& task = rows.task;
+  const uint32_t row = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
+  const uint64_t at = uint64_t{row} * (rows.index_64 ? 8u : 4u);
+  const auto* index = in_global<const uint32_t>(rows.index + at);
+  const auto* length = in_global<const uint32_t>(rows.lengths + at);
+  const uint32_t table_row = index[0], count = length[0];
+  uint32_t row_high = 0, count_high = 0;
+  if (rows.index_64) {
+    row_high = index[1];
+    count_high = length[1];
+  }
+  const uint32_t columns = task.last_columns;
+  const bool negative = static_cast<int32_t>(rows.index_64 ? count_high : count) < 0;
+  const uint32_t most = negative ? 0 : count_high > 0 ? columns : min(count, columns);
+  const bool is_row = table_row < rows.table_rows && row_high == 0;
+  const uint32_t bytes = (is_row ? rows.cut ? most : columns : 0) * rows.column_stride;
+  constexpr int kBytes = 16;
+  constexpr int64_t step = kWarpLanes * kBytes;
+  const uint64_t src = task.src + uint64_t{table_row} * rows.table_row_stride + lane * kBytes;
+  const uint64_t dst = task.dst + uint64_t{row} * rows.dst_row_stride + lane * kBytes;
+  const uint32_t tile_bytes = task.tile_columns * kBytes;
+#pragma unroll 1
+  for (uint32_t first = (tile - row * task.column_tiles) * tile_bytes; first < bytes;
+       first += task.column_tiles * tile_bytes) {
+    const uint32_t left = min(bytes - first, tile_bytes);
+    copy_units<kBytes, false>(src + first, dst + first, step, step, (left / kBytes + kWarpLanes - 1 - lane) / kWarpLanes);
+    const uint32_t cut_bytes = left % kBytes;
+    if (cut_bytes > 0 && left / kBytes % kWarpLanes == lane) {
+      const uint64_t last = first + (left / kBytes - lane) * kBytes;
+      store_cut<kBytes>(dst + last, *in_global<const Unit<kBytes>>(src + last), cut_bytes, rows, 0);
     }
   }
 }
@@ -151,12 +187,13 @@ __device__ inline void copy_rows(const std::byte* launch, const StridedTask& tas
     asm volatile(""
                  : "+l"(rows.index), "+l"(rows.lengths), "+r"(rows.table_rows), "+r"(rows.rows), "+r"(rows.units),
                    "+r"(rows.column_stride));
+    if (rows.simple) return copy_simple_row(rows, tile, lane);
     const RowShare share = locate_row(launch, rows, tile, lane);
     if (operation == Operation::Rows) {
       return with_unit_bytes(read.code.width_log2,
                              [&](auto bytes) { copy_row<decltype(bytes)::value>(rows, share, column); });
     }
-    run = {share, read.tile_columns, rows.column_stride, rows.page_shift, 0, rows.fills, rows.pattern};
+    run = {share, read.tile_columns, rows.column_stride, rows.count_shift, 0, rows.fills, rows.pattern};
     from_64 = rows.from_64;
     to_64 = rows.to_64;
   }
@@ -334,8 +371,9 @@ __device__ inline void run_derived(const std::byte* launch, const StridedTask& t
   if constexpr (!kPlain) {
     if (!is_plain_sum(sums.from, sums.to)) return sum_up_any(reinterpret_cast<const SumsTask&>(task), src, lane);
   }
-  if (sums.to == DType::Int32) return sum_up<uint32_t, kLaneLengths>(sums, src, lane);
-  sum_up<uint64_t, 1>(sums, src, lane);
+  if (sums.to == DType::Int64) return sum_up<uint64_t, 1>(sums, src, lane);
+  if (sums.count <= kWarpLanes) return sum_up<uint32_t, 1>(sums, src, lane);
+  sum_up<uint32_t, kLaneLengths>(sums, src, lane);
 }
 
 }  // namespace

@@ -118,10 +118,41 @@ uint32_t blocks_of(const PlannedLaunch& launch) {
   return std::max((launch.header().tiles + kBlockWarps - 1) / kBlockWarps, 1u);
 }
 
+// A launch's parameters as the driver takes them: those that are used alone, of kernels that have room for all, as it takes
+// a tenth of a microsecond for each kilobyte.
+class Parameters {
+ public:
+  explicit Parameters(const PlannedLaunch& launch)
+      : argument_(const_cast<std::byte*>(launch.params.bytes)), bytes_(size_t(launch.used_words) * kWordBytes),
+        sized_(has_sources(launch.header().kind) && !refused_.load(std::memory_order_relaxed)) {}
+  Parameters(const Parameters&) = delete;
+  Parameters& operator=(const Parameters&) = delete;
+
+  // Calls `use` with what cuLaunchKernel names kernelParams and extra. That the buffer may be smaller than the kernel's
+  // parameters is what drivers do, not what their documentation says: one that refuses it is given all of them.
+  template <class Use>
+  CUresult pass(Use use) {
+    const CUresult result = sized_ ? use(nullptr, extra_) : use(&argument_, nullptr);
+    if (result != CUDA_ERROR_INVALID_VALUE || !sized_) return result;
+    refused_.store(true, std::memory_order_relaxed);
+    return use(&argument_, nullptr);
+  }
+
+ private:
+  static inline std::atomic<bool> refused_ = false;
+  void* argument_;
+  size_t bytes_;
+  bool sized_;
+  void* extra_[5] = {CU_LAUNCH_PARAM_BUFFER_POINTER, argument_, CU_LAUNCH_PARAM_BUFFER_SIZE, &bytes_,
+                     CU_LAUNCH_PARAM_END};
+};
+
 void enqueue(const PlannedLaunch& launch, int device_index, cudaStream_t stream) {
-  void* arguments[] = {const_cast<std::byte*>(launch.params.bytes)};
-  check(driver().launch(kernel_for(launch, device_index), blocks_of(launch), 1, 1, kBlockThreads, 1, 1, 0, stream,
-                        arguments, nullptr),
+  Parameters parameters(launch);
+  const CUfunction kernel = kernel_for(launch, device_index);
+  check(parameters.pass([&](void** arguments, void** extra) {
+    return driver().launch(kernel, blocks_of(launch), 1, 1, kBlockThreads, 1, 1, 0, stream, arguments, extra);
+  }),
         "the launch");
 }
 
@@ -205,7 +236,7 @@ void keep_with_capture(void* object, void (*release)(void*), int device_index) {
 void set_node(void* executable, GraphNode& node, const PlannedLaunch* launch, int device_index) {
   const PlannedLaunch& set = launch ? *launch : empty_launch();
   const DeviceGuard guard(device_index);
-  void* arguments[] = {const_cast<std::byte*>(set.params.bytes)};
+  Parameters parameters(set);
   const uint32_t needed = blocks_of(set);
   const bool keeps = needed <= node.blocks && node.blocks <= std::max(kFewBlocks, kManyTimes * needed);
   CUDA_KERNEL_NODE_PARAMS params{};
@@ -213,14 +244,14 @@ void set_node(void* executable, GraphNode& node, const PlannedLaunch* launch, in
   params.gridDimX = keeps ? node.blocks : needed;
   params.blockDimX = kBlockThreads;
   params.gridDimY = params.gridDimZ = params.blockDimY = params.blockDimZ = 1;
-  params.kernelParams = arguments;
   const auto graph_node = static_cast<CUgraphNode>(node.node);
-  if (executable != nullptr) {
-    check(driver().set_executable_node(static_cast<CUgraphExec>(executable), graph_node, &params),
-          "cuGraphExecKernelNodeSetParams");
-  } else {
-    check(driver().set_graph_node(graph_node, &params), "cuGraphKernelNodeSetParams");
-  }
+  const CUresult result = parameters.pass([&](void** arguments, void** extra) {
+    params.kernelParams = arguments;
+    params.extra = extra;
+    return executable ? driver().set_executable_node(static_cast<CUgraphExec>(executable), graph_node, &params)
+                      : driver().set_graph_node(graph_node, &params);
+  });
+  check(result, executable ? "cuGraphExecKernelNodeSetParams" : "cuGraphKernelNodeSetParams");
   node.blocks = params.gridDimX;
 }
 

@@ -740,8 +740,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
               .number = wrapped(number, from)});
   };
   // A lane's share of a row, or all of it on the CPU.
-  const auto visit_share = [&](const RowShare& share, uint32_t tile_columns, uint32_t column, uint64_t unit, auto visit_unit) {
-    if (on_gpu && (tile_columns - 1) / kWarpLanes >= static_cast<uint32_t>(max_lane_units(static_cast<int>(unit)))) {
+  const auto visit_share = [&](const RowShare& share, uint32_t tile_columns, uint32_t column, int most, auto visit_unit) {
+    if (on_gpu && (tile_columns - 1) / kWarpLanes >= static_cast<uint32_t>(most)) {
       fail(call, "more units than a lane takes");
     }
     const int64_t tiles = share.first < share.end ? (share.end - share.first - 1) / share.step + 1 : 0;
@@ -756,7 +756,7 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
     const DType from = dtype_of(plus.from_64), to = dtype_of(plus.to_64);
     const RowShare share{.first = tile * task.task.tile_columns, .step = plus.items, .whole = plus.items, .end = plus.items};
     for (uint32_t lane = 0; lane < lanes; ++lane) {
-      visit_share(share, task.task.tile_columns, lane, align_of(to), [&](uint64_t i) {
+      visit_share(share, task.task.tile_columns, lane, kLaneItems, [&](uint64_t i) {
         const uint64_t src = task.task.src + i * plus.item_stride;
         const auto sum = static_cast<uint64_t>(pretended_number(known_address(call, launch, src), from)) +
                          static_cast<uint64_t>(plus.addend);
@@ -795,12 +795,13 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
                   .pattern = {rows.pattern, rows.pattern},
                   .place = static_cast<int>(place % 16)});
       };
-      visit_share(share, task.task.tile_columns, lane & ((1u << code.lanes_log2) - 1), unit, [&](uint64_t i) {
+      const int most = items ? kLaneItems : max_lane_units(static_cast<int>(unit));
+      visit_share(share, task.task.tile_columns, lane & ((1u << code.lanes_log2) - 1), most, [&](uint64_t i) {
         const uint64_t dst = share.dst + i * unit;
         if (items) {
           const uint64_t src = share.src + i * rows.column_stride;
           if (i >= share.whole) return fill(dst, unit, 0);
-          return visit_number(src, from, dst, to, pretended_number(known_address(call, launch, src), from) >> rows.page_shift);
+          return visit_number(src, from, dst, to, pretended_number(known_address(call, launch, src), from) >> rows.count_shift);
         }
         const uint64_t copied = i < share.whole ? unit : i == share.whole ? share.cut_bytes : 0;
         const uint64_t src = known_address(call, launch, share.src + i * unit);
