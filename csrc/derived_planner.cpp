@@ -280,8 +280,9 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
                       .index_in_values = record.index.in_values,
                       .lengths_in_values = lengths.in_values,
                       .table_lengths_in_values = table_lengths.in_values,
-                      .simple = !items && unit == 16 && lengths.dtype == record.index.dtype && !of_table &&
-                                !record.fills && !record.index.in_values && !lengths.in_values,
+                      .simple = (items ? record.from == DType::Int32 && record.to == DType::Int32 : unit == 16) &&
+                                lengths.dtype == record.index.dtype && !of_table && !record.fills &&
+                                !record.index.in_values && !lengths.in_values,
                       .index = record.index.address,
                       .lengths = lengths.address,
                       .table_lengths = table_lengths.address,
@@ -488,7 +489,6 @@ uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2,
       columns_log2 = std::bit_width(planned.columns - 1);
       task.code.lanes_log2 = static_cast<uint8_t>(columns_log2);
       planned.row_tiles = divide_up_log2(planned.row_tiles, kWarpLanesLog2 - columns_log2);
-      if (is_rows) reinterpret_cast<RowsTask&>(planned.record).simple = false;
     }
   }
   uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);

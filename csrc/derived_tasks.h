@@ -39,7 +39,7 @@ struct alignas(16) RowsTask {
   bool index_in_values : 1;
   bool lengths_in_values : 1;
   bool table_lengths_in_values : 1;
-  bool simple : 1;  // 16-byte units of one row to a tile, index and lengths alike and on the device, nothing filled
+  bool simple : 1;  // 16-byte units or int32 items, index and lengths of one dtype and on the device, nothing filled
   uint64_t index;
   uint64_t lengths;  // the index again where rows have none, so that both are read at once
   uint64_t table_lengths;

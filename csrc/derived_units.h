@@ -81,10 +81,16 @@ __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uin
   }
 }
 
-// The rows of page tables: as copy_row(), and locate_row(), in half of the instructions, which is what a small step takes.
+// The rows of page tables: as locate_row() and what follows it, in half of the instructions, which is what a small step
+// takes.
 __device__ inline void copy_simple_row(const RowsTask& rows, uint32_t tile, uint32_t lane) {
   const Task& task = rows.task;
-  const uint32_t row = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
+  const bool items = task.code.operation == Operation::RowItems;
+  const uint32_t lanes_log2 = task.code.lanes_log2;
+  const uint32_t row_tile = divide(tile, {task.code.column_tiles_shift, rows.column_tiles_multiplier});
+  const uint32_t row = (row_tile << (kWarpLanesLog2 - lanes_log2)) + (lane >> lanes_log2);
+  const uint32_t column = lane & ((1u << lanes_log2) - 1);
+  if (row >= rows.rows) return;
   const uint64_t at = uint64_t{row} * (rows.index_64 ? 8u : 4u);
   const auto* index = in_global<const uint32_t>(rows.index + at);
   const auto* length = in_global<const uint32_t>(rows.lengths + at);
@@ -94,25 +100,50 @@ __device__ inline void copy_simple_row(const RowsTask& rows, uint32_t tile, uint
     row_high = index[1];
     count_high = length[1];
   }
-  const uint32_t columns = task.last_columns;
+  const uint32_t columns = task.last_columns << (items ? rows.count_shift : 0);
   const bool negative = static_cast<int32_t>(rows.index_64 ? count_high : count) < 0;
-  const uint32_t most = negative ? 0 : count_high > 0 ? columns : min(count, columns);
+  const uint32_t counted = negative ? 0 : count_high > 0 ? columns : min(count, columns);
   const bool is_row = table_row < rows.table_rows && row_high == 0;
-  const uint32_t bytes = (is_row ? rows.cut ? most : columns : 0) * rows.column_stride;
+  const uint32_t copied = is_row ? rows.cut ? counted : columns : 0;
+  const uint64_t src = task.src + uint64_t{table_row} * rows.table_row_stride;
+  const uint64_t dst = task.dst + uint64_t{row} * rows.dst_row_stride;
+  const uint32_t first_column = (tile - row_tile * task.column_tiles) * task.tile_columns;
+  const uint32_t step_columns = task.column_tiles * task.tile_columns;
+  if (items) {
+    const uint32_t pages = (copied + (1u << rows.count_shift) - 1) >> rows.count_shift;
+#pragma unroll 1
+    for (uint32_t first = first_column; first < pages; first += step_columns) {
+      const auto left = static_cast<int32_t>(min(pages - first, task.tile_columns) - column);
+      const uint64_t own_src = src + uint64_t{first + column} * rows.column_stride;
+      const uint64_t own_dst = dst + uint64_t{first + column} * sizeof(int32_t);
+      const uint64_t step = uint64_t{rows.column_stride} * kWarpLanes;
+      int32_t loaded[kLaneItems];
+#pragma unroll
+      for (int i = 0; i < kLaneItems; ++i) {
+        if (i * kWarpLanes < left) loaded[i] = *in_global<const int32_t>(own_src + i * step);
+      }
+#pragma unroll
+      for (int i = 0; i < kLaneItems; ++i) {
+        if (i * kWarpLanes < left) {
+          *in_global<int32_t>(own_dst + i * kWarpLanes * sizeof(int32_t)) = loaded[i] >> rows.count_shift;
+        }
+      }
+    }
+    return;
+  }
   constexpr int kBytes = 16;
   constexpr int64_t step = kWarpLanes * kBytes;
-  const uint64_t src = task.src + uint64_t{table_row} * rows.table_row_stride + lane * kBytes;
-  const uint64_t dst = task.dst + uint64_t{row} * rows.dst_row_stride + lane * kBytes;
+  const uint32_t bytes = copied * rows.column_stride;
   const uint32_t tile_bytes = task.tile_columns * kBytes;
 #pragma unroll 1
-  for (uint32_t first = (tile - row * task.column_tiles) * tile_bytes; first < bytes;
-       first += task.column_tiles * tile_bytes) {
+  for (uint32_t first = first_column * kBytes; first < bytes; first += step_columns * kBytes) {
     const uint32_t left = min(bytes - first, tile_bytes);
-    copy_units<kBytes, false>(src + first, dst + first, step, step, (left / kBytes + kWarpLanes - 1 - lane) / kWarpLanes);
+    const uint32_t own = first + column * kBytes;
+    copy_units<kBytes, false>(src + own, dst + own, step, step, (left / kBytes + kWarpLanes - 1 - column) / kWarpLanes);
     const uint32_t cut_bytes = left % kBytes;
-    if (cut_bytes > 0 && left / kBytes % kWarpLanes == lane) {
-      const uint64_t last = first + (left / kBytes - lane) * kBytes;
-      store_cut<kBytes>(dst + last, *in_global<const Unit<kBytes>>(src + last), cut_bytes, rows, 0);
+    if (cut_bytes > 0 && left / kBytes % kWarpLanes == column) {
+      const uint32_t cut = first + left - cut_bytes;
+      store_cut<kBytes>(dst + cut, *in_global<const Unit<kBytes>>(src + cut), cut_bytes, rows, 0);
     }
   }
 }

@@ -91,7 +91,7 @@ GUARDS = {
     "negative length, of plain rows": ("static_cast<int32_t>(top) < 0", "false"),
     "length beyond the columns, of plain rows": ("@length.low > most@ ?", "false"),
     "length beyond the columns, of plain rows, in 64 bits": ("(is_64 && length.high > 0)", "false"),
-    "unit that a length cuts": ("share.cut_bytes = @bytes & ((1u << task.code.width_log2) - 1)@", "0"),
+    "unit that a length cuts": ("cut & ((1u << rows.count_shift) - 1)", "0"),
     "rows that share a tile": ("row >= rows.rows", "false"),
     "plain rows: one run": ("!is_plain_run(record, unit)", "false"),
     "plain rows: items cut by columns of several": ("(items && cut && record.column_size > 1)", "false"),
