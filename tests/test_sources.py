@@ -105,6 +105,19 @@ def test_a_plans_next_call_reads_its_sources_anew():
         assert plan.destinations[1].tolist() == [first, [9] * 4, [9] * 4]
 
 
+def test_rows_that_lie_far_apart():
+    """Beyond what 32 bits count, in the table and in the destination."""
+    rows_apart = (1 << 32) + 48
+    table, out = (torch.empty(2 * rows_apart, dtype=torch.uint8).as_strided((2, 48), (rows_apart, 1)) for _ in range(2))
+    table.copy_(torch.arange(96).view(2, 48))
+    small = torch.zeros(2, 48, dtype=torch.uint8)
+    fused_copy.replay([out, small], [table.flip(0), fused_copy.rows(table, [1, 0])])
+    assert torch.equal(small, table.flip(0))
+    fused_copy.replay([out], [fused_copy.rows(table, [0, 1])])
+    assert torch.equal(out, table)
+
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_random_calls_compiled(seed):
     case = random_case(seed, "cpu")

@@ -263,6 +263,7 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
       int64_t value = limit > 0 ? static_cast<int64_t>(random()) % limit : 0;
       if (none || pick % 8 == 0 || limit <= 0) value = -1 - static_cast<int64_t>(pick % 3);
       if (pick % 32 == 1) value = INT64_MIN >> pick % 40;
+      if (pick % 32 == 3 && !tame) value = (value & 0xFF) | int64_t{1} << (32 + pick % 30);
       if (pick % 16 == 2 && !tame) value = pick % 3 ? limit : INT64_MAX >> pick % 40;
       std::byte* const at =
           part.by_value ? call.values.at(part.view.address) : reinterpret_cast<std::byte*>(tensor.view.address);
