@@ -56,8 +56,9 @@ class Call {
   void plan() { launches_ = plan_call(*work_); }
 
   void run() {
-    run_call<WithoutGil>(launches_, work_->destinations.device(), *work_,
-                         [&](size_t i) { return handle_of(items_of(sources_)[i]); }, &handle_of_part);
+    run_call<WithoutGil>(
+        launches_, work_->destinations.device(), *work_, [&](size_t i) { return handle_of(items_of(sources_)[i]); },
+        &handle_of_part);
     call(torch_api.increment_version, destinations_.ptr());
   }
 

@@ -75,8 +75,8 @@ void fill_tile(const Tile& tile, int unit_bytes, uint64_t pattern, bool upper_ha
 
 template <class From, class To>
 void cast_tile(const Tile& tile, int unit_elements) {
-  const bool side_by_side = unit_elements == 1 && tile.src_column_stride == sizeof(From) &&
-                            tile.dst_column_stride == sizeof(To);
+  const bool side_by_side =
+      unit_elements == 1 && tile.src_column_stride == sizeof(From) && tile.dst_column_stride == sizeof(To);
   for_each_row(tile, [&](uint64_t src, uint64_t dst) {
     if (side_by_side) {  // a loop that the compiler makes vectors of
       const auto* from = static_cast<const From*>(at(src));
@@ -255,8 +255,12 @@ void convert_array(const HostArray& array, DType to, std::byte* values) {
   const auto rank = array.sizes.size();
   const int from_item = info(array.dtype).size;
   const int to_item = info(to).size;
-  Tile tile{.src = reinterpret_cast<uint64_t>(array.data), .dst = reinterpret_cast<uint64_t>(values), .columns = 1,
-            .rows = 1, .src_column_stride = from_item, .dst_column_stride = to_item};
+  Tile tile{.src = reinterpret_cast<uint64_t>(array.data),
+            .dst = reinterpret_cast<uint64_t>(values),
+            .columns = 1,
+            .rows = 1,
+            .src_column_stride = from_item,
+            .dst_column_stride = to_item};
   uint64_t bits = tile.src;
   for (const int64_t stride : array.strides) bits |= static_cast<uint64_t>(stride);
   const bool aligned = bits % static_cast<uint64_t>(from_item) == 0;

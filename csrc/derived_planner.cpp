@@ -29,8 +29,8 @@ void check_aligned(int64_t pair, const char* part, const TensorView& view, const
   refuse(pair, part, "or its destination does not lie at a multiple of the element size: pass an aligned tensor");
 }
 
-// Bytes from one element to the next. Strides may be any numbers where there is no next one, in a dimension of one or an
-// empty tensor: their products wrap.
+// Bytes from one element to the next. Strides may be any numbers where there is no next one, in a dimension of one or
+// an empty tensor: their products wrap.
 int64_t step_of(const TensorView& view, int64_t d, int64_t elements = 1) {
   if (view.sizes[d] <= 1) return 0;
   return static_cast<int64_t>(static_cast<uint64_t>(view.strides[d]) * elements * info(view.dtype).size);
@@ -71,8 +71,9 @@ void visit_index(const TensorView& index, const void* values, Visit visit) {
 void check_index(int64_t pair, const char* name, const TensorView& index, const void* values, const TensorView& table) {
   visit_index(index, values, [&](int64_t i, int64_t row) -> bool {
     if (row < table.sizes[0]) return false;
-    refuse(pair, name, "has " + std::to_string(row) + " at position " + std::to_string(i) + ": expected less than " +
-                           std::to_string(table.sizes[0]) + ", the table's rows, or a negative number for no row");
+    refuse(pair, name,
+           "has " + std::to_string(row) + " at position " + std::to_string(i) + ": expected less than " +
+               std::to_string(table.sizes[0]) + ", the table's rows, or a negative number for no row");
   });
 }
 
@@ -86,8 +87,8 @@ bool fits_32_bits(int64_t number) { return number == static_cast<uint32_t>(numbe
 bool is_plain_run(const GatherRecord& record, int64_t unit) {
   const Extent& run = record.extents[0];
   return record.extent_count == 1 &&
-         (run.size == 1 || (run.dst_stride == unit && (record.converts ? fits_32_bits(run.src_stride)
-                                                                       : run.src_stride == unit)));
+         (run.size == 1 ||
+          (run.dst_stride == unit && (record.converts ? fits_32_bits(run.src_stride) : run.src_stride == unit)));
 }
 
 bool has_row(const TensorView& index, const void* values) {
@@ -100,13 +101,13 @@ bool has_row(const TensorView& index, const void* values) {
 
 const void* LaunchPlanner::host_memory(const SourcePart& part) const {
   if (part.by_value) return values_.data() + part.view.address;
-  return part.view.device.type == DeviceType::Cpu && !part.view.pinned ? reinterpret_cast<const void*>(part.view.address)
-                                                                       : nullptr;
+  return part.view.device.type == DeviceType::Cpu && !part.view.pinned
+             ? reinterpret_cast<const void*>(part.view.address)
+             : nullptr;
 }
 
 void LaunchPlanner::check_part(int64_t pair, const char* name, const SourcePart& part, const Destinations& destinations,
                                size_t& gap) {
-  if (!part.given || part.by_value) return;
   const int64_t bytes = check_tensor(pair, name, part.view);
   check_or_defer(deferred_, [&] {
     check_lazy(pair, name, part.view);
@@ -116,11 +117,13 @@ void LaunchPlanner::check_part(int64_t pair, const char* name, const SourcePart&
 }
 
 void LaunchPlanner::add_derived(const Destinations& destinations, const DerivedSource& derived, size_t& gap) {
-  const int64_t pair = derived.pair;
-  check_part(pair, source_name(derived.derivation), derived.source, destinations, gap);
-  check_part(pair, "index", derived.index, destinations, gap);
-  check_part(pair, derived.lengths_index.given ? "table of the lengths" : "lengths", derived.lengths, destinations, gap);
-  check_part(pair, "index of the lengths", derived.lengths_index, destinations, gap);
+  const auto check = [&](const char* name, const SourcePart& part) {
+    if (part.given && !part.by_value) check_part(derived.pair, name, part, destinations, gap);
+  };
+  check(source_name(derived.derivation), derived.source);
+  check("index", derived.index);
+  check(derived.lengths_index.given ? "table of the lengths" : "lengths", derived.lengths);
+  check("index of the lengths", derived.lengths_index);
   switch (derived.derivation) {
     case Derivation::Nothing: return;
     case Derivation::Values: return add_values(destinations, derived);
@@ -261,8 +264,8 @@ bool LaunchPlanner::add_plain_rows(int64_t pair, uint64_t table, uint64_t destin
   const Integers& lengths = cut && !of_table ? record.lengths : record.index;
   const Integers& table_lengths = record.lengths;
   const RowsTask rows{.column_stride = static_cast<uint32_t>(items ? record.extents[0].src_stride
-                                                         : cut ? record.column_size
-                                                               : unit),
+                                                             : cut ? record.column_size
+                                                                   : unit),
                       .units = static_cast<uint32_t>(record.units),
                       .rows = static_cast<uint32_t>(record.rows),
                       .table_row_stride = static_cast<uint32_t>(record.table_row_stride),
@@ -369,8 +372,9 @@ void LaunchPlanner::add_rows(const Destinations& destinations, const DerivedSour
       record.lengths_index = integers_of(derived.lengths_index);
     }
     if (counted.sizes[0] != index.sizes[0]) {
-      refuse(pair, "lengths", "are " + std::to_string(counted.sizes[0]) + " for an index of " +
-                                  std::to_string(index.sizes[0]) + ": pass one for each row");
+      refuse(pair, "lengths",
+             "are " + std::to_string(counted.sizes[0]) + " for an index of " + std::to_string(index.sizes[0]) +
+                 ": pass one for each row");
     }
   }
   const RestFill& rest = destinations.rest(pair);
@@ -492,7 +496,8 @@ uint64_t LaunchPlanner::shape_derived(PlannedTask& planned, int tile_bytes_log2,
     }
   }
   uint64_t column_tiles = divide_up_log2(planned.columns, columns_log2);
-  if (is_rows && reinterpret_cast<const RowsTask&>(planned.record).cut) column_tiles = std::min(column_tiles, std::max<uint64_t>(kCutRowWarps / planned.row_tiles, 1));
+  if (is_rows && reinterpret_cast<const RowsTask&>(planned.record).cut)
+    column_tiles = std::min(column_tiles, std::max<uint64_t>(kCutRowWarps / planned.row_tiles, 1));
   task.tile_columns = 1u << columns_log2;
   task.column_tiles = static_cast<uint32_t>(column_tiles);
   const auto tiles = static_cast<unsigned __int128>(column_tiles) * planned.row_tiles;

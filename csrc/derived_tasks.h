@@ -1,4 +1,5 @@
-// The tasks of derived sources and how both back ends read them: rows of a table, sums of lengths, integers plus a number.
+// The tasks of derived sources and how both back ends read them: rows of a table, sums of lengths, integers plus a
+// number.
 #pragma once
 
 #include "launch_layout.h"
@@ -15,9 +16,10 @@ struct Integers {
 };
 
 // Plain rows: each is one run of units, or of items that lie `column_stride` apart in the table and side by side in the
-// destination. A warp takes a tile of one row, or of several where they are short, and goes on along it where lengths cut
-// the rows: its column tiles are the warps that share a row, each of which takes every so many'th tile. What is no row, or
-// beyond a row's length, becomes the pattern, or stays. All of a row's bytes and columns, and the table's rows, fit 31 bits.
+// destination. A warp takes a tile of one row, or of several where they are short, and goes on along it where lengths
+// cut the rows: its column tiles are the warps that share a row, each of which takes every so many'th tile. What is no
+// row, or beyond a row's length, becomes the pattern, or stays. All of a row's bytes and columns, and the table's rows,
+// fit 31 bits.
 struct alignas(16) RowsTask {
   Task task;  // last_columns are those of a row, that lengths count; its units where there are no lengths
   uint32_t column_tiles_multiplier;
@@ -81,8 +83,8 @@ static_assert(kIsWholeTask<RowsTask> && kIsWholeTask<PlusTask> && kIsWholeTask<S
 constexpr int kMaxRowExtents = kMaxExtents - 1;
 
 // Whatever is not as plain as that, in units or item by item. Row i of the task is row index[i] of the table, or row i
-// where there is no index. Of it the first lengths[i] columns are copied, or lengths[lengths_index[i]]; the rest is filled
-// or stays. The StridedTask has the addresses, and tiles of one row each.
+// where there is no index. Of it the first lengths[i] columns are copied, or lengths[lengths_index[i]]; the rest is
+// filled or stays. The StridedTask has the addresses, and tiles of one row each.
 struct GatherRecord {
   Integers index;
   Integers lengths;
@@ -105,7 +107,8 @@ struct GatherRecord {
   DType from;
   DType to;
   uint8_t extent_count;
-  Extent extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
+  Extent
+      extents[kMaxRowExtents];  // of a row's units, in their order; the first has units or items side by side, or not
 };
 static_assert(sizeof(GatherRecord) % kWordBytes == 0);
 

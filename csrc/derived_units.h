@@ -1,5 +1,5 @@
-// What one lane of the GPU does of the tasks of derived sources. Addresses of sources are generic: host values lie in the
-// launch itself.
+// What one lane of the GPU does of the tasks of derived sources. Addresses of sources are generic: host values lie in
+// the launch itself.
 #pragma once
 
 #include "derived_tasks.h"
@@ -65,9 +65,10 @@ __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uin
     Unit<kBytes> cut_unit{};
     if (cuts) cut_unit = *in_global<const Unit<kBytes>>(src + whole * kBytes);
     copy_units<kBytes, false>(src + column * kBytes, dst + column * kBytes, step, step,
-                             (whole + kWarpLanes - 1 - column) / kWarpLanes);
+                              (whole + kWarpLanes - 1 - column) / kWarpLanes);
     if (cuts) {
-      store_cut<kBytes>(dst + whole * kBytes, cut_unit, share.cut_bytes, rows, pattern_at(rows.pattern, whole * kBytes));
+      store_cut<kBytes>(dst + whole * kBytes, cut_unit, share.cut_bytes, rows,
+                        pattern_at(rows.pattern, whole * kBytes));
     }
     if (!rows.fills) continue;
     const uint32_t copied = (whole + tile_is_cut + kWarpLanes - 1 - column) / kWarpLanes;
@@ -166,7 +167,8 @@ __device__ inline void copy_items(const ItemRun& run, uint32_t column) {
 #pragma unroll 1
   for (uint32_t first = share.first; first < share.end; first += share.step) {
     const auto columns = static_cast<int32_t>(min(share.end - first, run.tile_columns) - column);
-    const auto whole = static_cast<int32_t>(share.whole > first ? share.whole - first : 0) - static_cast<int32_t>(column);
+    const auto whole =
+        static_cast<int32_t>(share.whole > first ? share.whole - first : 0) - static_cast<int32_t>(column);
     const uint64_t src = share.src + static_cast<uint64_t>(first + column) * run.item_stride;
     const uint64_t dst = share.dst + static_cast<uint64_t>(first + column) * sizeof(To);
     From items[kItems];
@@ -305,7 +307,8 @@ __device__ __noinline__ void copy_some_bytes(uint64_t src, uint64_t dst, int64_t
 }
 
 // One unit or item after the other.
-__device__ __noinline__ void gather_row(const std::byte* launch, const StridedTask& task, uint32_t tile, uint32_t lane) {
+__device__ __noinline__ void gather_row(const std::byte* launch, const StridedTask& task, uint32_t tile,
+                                        uint32_t lane) {
   const auto& gather = reinterpret_cast<const GatherRecord&>(*record_of(launch, task));
   const TaskCode code = task.task.code;
   const uint32_t number = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
@@ -380,14 +383,15 @@ __device__ __noinline__ void sum_up_any(const SumsTask& sums, uint64_t src, uint
       if (lane >= static_cast<uint32_t>(step)) sum += other;
     }
     sum += before;
-    if (at < sums.count + 1 + sums.rest) store_any(sums.task.dst + at * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
+    if (at < sums.count + 1 + sums.rest)
+      store_any(sums.task.dst + at * sums.dst_stride, sums.to, static_cast<int64_t>(sum));
     before = __shfl_sync(kAllLanes, sum, kWarpLanes - 1);
   }
 }
 
 template <bool kPlain>
-__device__ inline void run_derived(const std::byte* launch, const StridedTask& task, const PlainTask& read, uint32_t tile,
-                                   uint32_t lane) {
+__device__ inline void run_derived(const std::byte* launch, const StridedTask& task, const PlainTask& read,
+                                   uint32_t tile, uint32_t lane) {
   const Operation operation = read.code.operation;
   if (operation == Operation::Rows || operation == Operation::RowItems || operation == Operation::Plus) {
     return copy_rows(launch, task, read, tile, lane);

@@ -80,7 +80,7 @@ template <int kBytes, bool kAnywhere>
 __device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count) {
   using Bytes = Unit<kBytes>;
   move_units<kBytes, Bytes, kAnywhere>(src, dst, src_step, dst_step, count,
-                            [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
+                                       [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
 }
 
 // Fewer bytes than kBytes, all loaded before the first is stored.

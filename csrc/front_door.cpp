@@ -112,8 +112,8 @@ struct PinnedStaging final : Staging {
     AtenTensorHandle tensor;
     void* data;
     const AllowDuringCapture allow;
-    if (aoti_torch_empty_strided_pinned(1, &size, &kStep, info(DType::UInt8).scalar_type, aoti_torch_device_type_cpu(), 0,
-                                        &tensor) != 0) {
+    if (aoti_torch_empty_strided_pinned(1, &size, &kStep, info(DType::UInt8).scalar_type, aoti_torch_device_type_cpu(),
+                                        0, &tensor) != 0) {
       throw std::runtime_error("fused_copy: torch refused pinned memory for " + std::to_string(size) +
                                " bytes of host values");
     }

@@ -67,7 +67,6 @@ class BorrowedWorkspace {
   std::unique_ptr<Workspace> workspace_;
 };
 
-
 // Whether this torch's stable ABI has lists of tensors, so that the op is implemented in C++.
 bool registers_op();
 

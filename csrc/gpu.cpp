@@ -118,12 +118,13 @@ uint32_t blocks_of(const PlannedLaunch& launch) {
   return std::max((launch.header().tiles + kBlockWarps - 1) / kBlockWarps, 1u);
 }
 
-// A launch's parameters as the driver takes them: those that are used alone, of kernels that have room for all, as it takes
-// a tenth of a microsecond for each kilobyte.
+// A launch's parameters as the driver takes them: those that are used alone, of kernels that have room for all, as it
+// takes a tenth of a microsecond for each kilobyte.
 class Parameters {
  public:
   explicit Parameters(const PlannedLaunch& launch)
-      : argument_(const_cast<std::byte*>(launch.params.bytes)), bytes_(size_t(launch.used_words) * kWordBytes),
+      : argument_(const_cast<std::byte*>(launch.params.bytes)),
+        bytes_(size_t(launch.used_words) * kWordBytes),
         sized_(has_sources(launch.header().kind) && !refused_.load(std::memory_order_relaxed)) {}
   Parameters(const Parameters&) = delete;
   Parameters& operator=(const Parameters&) = delete;

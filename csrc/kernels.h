@@ -6,8 +6,8 @@
 
 namespace fused_copy {
 
-// One for each size of its parameters and each kind of launch that copies tensors. Of launches with other sources one for
-// plain tasks and one that has all, which are passed as much of their parameters as is used.
+// One for each size of its parameters and each kind of launch that copies tensors. Of launches with other sources one
+// for plain tasks and one that has all, which are passed as much of their parameters as is used.
 constexpr int kTensorKinds = static_cast<int>(LaunchKind::Sources);
 constexpr int kTensorKernels = kLaunchSizes * kTensorKinds;
 constexpr int kKernels = kTensorKernels + 2;

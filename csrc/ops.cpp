@@ -136,8 +136,9 @@ void replay(StableIValue* stack, bool lazy) {
     read_tensors(destinations, "destination", {lazy, grad_mode}, work->destination_views);
     read_tensors(sources, "source", {lazy, false}, work->source_views);
     const auto launches = plan_call(*work);
-    run_call(launches, work->destinations.device(), *work, [&](size_t i) { return sources[i].get(); },
-             [](const void*) -> AtenTensorHandle { return nullptr; });
+    run_call(
+        launches, work->destinations.device(), *work, [&](size_t i) { return sources[i].get(); },
+        [](const void*) -> AtenTensorHandle { return nullptr; });
     if (grad_mode) {
       for (const OwnedTensor& tensor : destinations) increment_version(tensor.get());
     }
@@ -190,13 +191,16 @@ void read_sources(const List& names, const List& numbers, const OwnedTensors& pa
       SourcePart& part = derived.*kParts[p];
       part.given = true;
       part.tensor = parts[next < parts.size() ? next : 0].get();
-      part.view = read(pair, p == 0 ? source_name(form->derivation) : p == 1 ? "index" : p == 2 ? "lengths" : "index of the lengths");
+      part.view = read(pair, p == 0   ? source_name(form->derivation)
+                             : p == 1 ? "index"
+                             : p == 2 ? "lengths"
+                                      : "index of the lengths");
     }
     work.source_views.push_back(no_tensor);
   }
   if (next != parts.size()) {
-    throw InvalidInput(-1, "got " + std::to_string(parts.size()) + " parts for sources that have " +
-                               std::to_string(next));
+    throw InvalidInput(-1,
+                       "got " + std::to_string(parts.size()) + " parts for sources that have " + std::to_string(next));
   }
 }
 
@@ -233,9 +237,9 @@ void replay_from(StableIValue* stack, bool lazy) {
       }
     }
     const auto launches = plan_call(*work);
-    run_call(launches, work->destinations.device(), *work, [&](size_t i) { return sources[i]; }, [](const void* tensor) {
-      return static_cast<AtenTensorHandle>(const_cast<void*>(tensor));
-    });
+    run_call(
+        launches, work->destinations.device(), *work, [&](size_t i) { return sources[i]; },
+        [](const void* tensor) { return static_cast<AtenTensorHandle>(const_cast<void*>(tensor)); });
     if (grad_mode) {
       for (const OwnedTensor& tensor : destinations) increment_version(tensor.get());
     }
@@ -276,14 +280,8 @@ STABLE_TORCH_LIBRARY_IMPL(fused_copy, CompositeExplicitAutograd, library) {
 }
 
 // Nested tensors would otherwise end in the dispatcher's own error, a page long.
-STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) {
-  fused_copy::implement(library, /*lazy=*/false);
-}
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, AutogradNestedTensor, library) { fused_copy::implement(library, /*lazy=*/false); }
 
 // Without these, torch would copy conjugate and negative views first and hide that from the caller.
-STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) {
-  fused_copy::implement(library, /*lazy=*/true);
-}
-STABLE_TORCH_LIBRARY_IMPL(fused_copy, Negative, library) {
-  fused_copy::implement(library, /*lazy=*/true);
-}
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, Conjugate, library) { fused_copy::implement(library, /*lazy=*/true); }
+STABLE_TORCH_LIBRARY_IMPL(fused_copy, Negative, library) { fused_copy::implement(library, /*lazy=*/true); }

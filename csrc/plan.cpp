@@ -16,8 +16,9 @@ class Sources {
  public:
   Sources(const BoundPlan& plan, PyObject* const* arguments, Py_ssize_t count, PyObject* keywords)
       : span_(arguments, static_cast<size_t>(count)) {
-    const bool one_by_one = keywords == nullptr && (count != 1 || PyObject_TypeCheck(arguments[0], torch_api.tensor_type) ||
-                                                    (plan.size() == 1 && PyList_Check(arguments[0])));
+    const bool one_by_one =
+        keywords == nullptr && (count != 1 || PyObject_TypeCheck(arguments[0], torch_api.tensor_type) ||
+                                (plan.size() == 1 && PyList_Check(arguments[0])));
     if (one_by_one) return;
     ordered_ = plan.in_order(span_, keywords);
     span_ = items_of(ordered_);
@@ -178,7 +179,8 @@ py::object BoundPlan::in_order(TensorSpan arguments, PyObject* keywords) const {
   // Mappings that are no dict, and errors.
   py::tuple positional(arguments.size());
   for (size_t i = 0; i < arguments.size(); ++i) positional[i] = py::handle(arguments[i]);
-  return call_python("fused_copy.ops", "sources_in_order", py::make_tuple(names_, positional, size(), keywords != nullptr));
+  return call_python("fused_copy.ops", "sources_in_order",
+                     py::make_tuple(names_, positional, size(), keywords != nullptr));
 }
 
 // A destination that was moved or shortened since it was bound: its old memory may by now belong to others.

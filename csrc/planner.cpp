@@ -253,7 +253,8 @@ std::span<const PlannedLaunch> LaunchPlanner::lay_out(DeviceType device, Staging
     planned.tiles = static_cast<uint32_t>(tiles);
   }
   const bool reads_values = !values_.empty() && !tasks_.empty();
-  const std::span<const std::byte> carried = reads_values ? place_values(device, staging) : std::span<const std::byte>();
+  const std::span<const std::byte> carried =
+      reads_values ? place_values(device, staging) : std::span<const std::byte>();
   size_t launches = 0;
   for (std::span<const PlannedTask> left = tasks_; !left.empty();) {
     if (launches_.size() == launches) launches_.emplace_back();

@@ -24,7 +24,8 @@ bool is_plain_tensor(PyObject* object) {
 }
 
 bool is_tensor(PyObject* object) {
-  return is_plain_tensor(object) || PyObject_TypeCheck(object, torch_api.tensor_type) != 0;
+  if (is_plain_tensor(object)) return true;
+  return !is_derived_type(Py_TYPE(object)) && PyObject_TypeCheck(object, torch_api.tensor_type) != 0;
 }
 
 [[noreturn]] void raise_type_error(int64_t pair, const char* part, py::handle names, const std::string& text) {
@@ -49,11 +50,11 @@ struct Destination {
 
 [[noreturn, gnu::cold]] void refuse_value(const Destination& to, py::handle value, size_t position,
                                           const std::string& expected) {
-  throw std::runtime_error(describe({to.pair,
-                                     "have " + text_of(value, &PyObject_Repr) + " at position " +
-                                         std::to_string(position) + ": expected " + expected,
-                                     false, to.part},
-                                    name_of(to.names, to.pair)));
+  throw std::runtime_error(describe(
+      {to.pair,
+       "have " + text_of(value, &PyObject_Repr) + " at position " + std::to_string(position) + ": expected " + expected,
+       false, to.part},
+      name_of(to.names, to.pair)));
 }
 
 [[noreturn, gnu::cold]] void refuse_item(const Destination& to, py::handle item, size_t position) {
@@ -155,11 +156,11 @@ void put_numbers(const Destination& to, TensorSpan items, std::byte* place) {
     return;
   }
   if (!is_castable(to.dtype)) {
-    throw std::runtime_error(describe({to.pair,
-                                       std::string("cannot become ") + info(to.dtype).name +
-                                           " from Python's numbers: pass a tensor of that dtype",
-                                       false, to.part},
-                                      name_of(to.names, to.pair)));
+    throw std::runtime_error(describe(
+        {to.pair,
+         std::string("cannot become ") + info(to.dtype).name + " from Python's numbers: pass a tensor of that dtype",
+         false, to.part},
+        name_of(to.names, to.pair)));
   }
   for (size_t i = 0; i < items.size(); ++i) {
     const double number = float_of(to, items[i], i);
@@ -216,8 +217,8 @@ bool is_numpy_array(PyTypeObject* type) {
   return true;
 }
 
-// A NumPy array of plain numbers, read where NumPy keeps what its buffer would tell, which takes a third of a microsecond
-// to make. Without a GIL another thread may change that meanwhile: there the buffer is asked for.
+// A NumPy array of plain numbers, read where NumPy keeps what its buffer would tell, which takes a third of a
+// microsecond to make. Without a GIL another thread may change that meanwhile: there the buffer is asked for.
 std::optional<ArrayLayout> read_numpy_array(PyObject* object) {
 #ifndef Py_GIL_DISABLED
   if (!is_numpy_array(Py_TYPE(object))) return std::nullopt;
@@ -285,14 +286,14 @@ class ValueReader {
   // One number, of the destination's shape.
   std::span<const int64_t> ones(const Destination& to) {
     const TensorView& destination = destinations_[to.pair];
-    const bool one_element = std::all_of(destination.sizes, destination.sizes + destination.rank,
-                                         [](int64_t size) { return size == 1; });
+    const bool one_element =
+        std::all_of(destination.sizes, destination.sizes + destination.rank, [](int64_t size) { return size == 1; });
     if (to.part != kValues || !one_element) {
-      raise_type_error(to.pair, to.part, names_,
-                       "are one number: expected a list or an array" +
-                           (to.part == kValues ? ", as the destination has shape " + shape_of(destination) +
-                                                     " and not one element"
-                                               : std::string()));
+      raise_type_error(
+          to.pair, to.part, names_,
+          "are one number: expected a list or an array" +
+              (to.part == kValues ? ", as the destination has shape " + shape_of(destination) + " and not one element"
+                                  : std::string()));
     }
     ones_.fill(1);
     return {ones_.data(), static_cast<size_t>(destination.rank)};
@@ -326,7 +327,8 @@ class ValueReader {
                                          false, to.part},
                                         name_of(names_, to.pair)));
     }
-    if (array.rank > static_cast<size_t>(kMaxRank)) raise_type_error(to.pair, to.part, names_, "have too many dimensions");
+    if (array.rank > static_cast<size_t>(kMaxRank))
+      raise_type_error(to.pair, to.part, names_, "have too many dimensions");
     std::array<int64_t, kMaxRank> sizes, strides;
     std::copy_n(array.sizes, array.rank, sizes.begin());
     std::copy_n(array.strides, array.rank, strides.begin());
@@ -347,7 +349,7 @@ class ValueReader {
 struct PartObject {
   const char* name;
   PyObject* object;
-  SourcePart DerivedSource::*part;
+  SourcePart DerivedSource::* part;
 };
 
 // The items of one of this package's named tuples.
@@ -380,8 +382,8 @@ int64_t read_integer(int64_t pair, const char* name, PyObject* object, py::handl
   int overflow;
   const long long value = PyLong_AsLongLongAndOverflow(integer.ptr(), &overflow);
   if (overflow != 0) {
-    throw std::runtime_error(describe({pair, "is " + text_of(integer) + ": expected what int64 holds", false, name},
-                                      name_of(names, pair)));
+    throw std::runtime_error(
+        describe({pair, "is " + text_of(integer) + ": expected what int64 holds", false, name}, name_of(names, pair)));
   }
   return value;
 }
@@ -444,9 +446,8 @@ SourceKinds kinds_of(TensorSpan sources) {
     kinds = SourceKinds::Mixed;
     if (!is_derived_type(Py_TYPE(source))) continue;
     bool dispatched = false;
-    visit_parts(source, [&](const PartObject& part) {
-      dispatched |= !is_plain_tensor(part.object) && is_tensor(part.object);
-    });
+    visit_parts(source,
+                [&](const PartObject& part) { dispatched |= !is_plain_tensor(part.object) && is_tensor(part.object); });
     if (dispatched) return SourceKinds::Dispatched;
   }
   return kinds;
@@ -458,7 +459,7 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
     PyObject* const source = sources[i];
     if (is_tensor(source)) continue;
     const auto pair = static_cast<int64_t>(i);
-    DerivedSource derived{.pair = pair, .derivation = Derivation::Nothing};
+    DerivedSource& derived = work.derived.emplace_back(pair, Derivation::Nothing);
     PyTypeObject* const type = Py_TYPE(source);
     if (is_derived_type(type)) {
       derived.derivation = type == rows_type   ? Derivation::Rows
@@ -480,7 +481,8 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
         derived.number = read_integer(pair, "page_size", field(source, 3), names);
         PyObject* const lengths = field(source, 2);
         if (Py_TYPE(lengths) == rows_type &&
-            (field(lengths, 2) != Py_None || read_integer(pair, "page_size of the lengths", field(lengths, 3), names) != 1)) {
+            (field(lengths, 2) != Py_None ||
+             read_integer(pair, "page_size of the lengths", field(lengths, 3), names) != 1)) {
           raise_type_error(pair, "lengths", names,
                            "are rows with lengths or pages of their own: expected rows(table, index) alone");
         }
@@ -491,7 +493,6 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
       derived.derivation = Derivation::Values;
       reader.read(pair, kValues, source, destinations[i].dtype, derived.source);
     }
-    work.derived.push_back(derived);
   }
 }
 

@@ -17,12 +17,13 @@ SourceKinds kinds_of(TensorSpan sources);
 // Notes the types of fused_copy.rows, cu_seqlens and plus, which are named tuples.
 void use_source_types(py::handle rows, py::handle sums, py::handle plus);
 
-// Takes the host values among the sources into the workspace, and notes what the others are made of, for read_sources().
-// May run Python code. Throws TypeError for what can be no source, and a RuntimeError for numbers that do not fit.
+// Takes the host values among the sources into the workspace, and notes what the others are made of, for
+// read_sources(). May run Python code. Throws TypeError for what can be no source, and a RuntimeError for numbers that
+// do not fit.
 void read_values(TensorSpan sources, std::span<const TensorView> destinations, py::handle names, Workspace& work);
 
-// Reads the tensors among the sources and those that they are made of, as read_tensors() does, or those that the dispatcher
-// hands on: then whatever they are.
+// Reads the tensors among the sources and those that they are made of, as read_tensors() does, or those that the
+// dispatcher hands on: then whatever they are.
 bool read_sources(TensorSpan sources, Role role, Workspace& work, bool dispatched = false);
 
 // The handle of a part's tensor.

@@ -1,4 +1,5 @@
-// What may stand for a pair's source beside a tensor that is copied as it lies. Plain C++: no torch, no CUDA, no Python.
+// What may stand for a pair's source beside a tensor that is copied as it lies. Plain C++: no torch, no CUDA, no
+// Python.
 #pragma once
 
 #include <cstddef>
@@ -43,16 +44,14 @@ struct SourceForm {
   int parts;
 };
 constexpr SourceForm kSourceForms[] = {
-    {"none", Derivation::Nothing, 0},
-    {"rows", Derivation::Rows, 2},                // table, index
-    {"rows_lengths", Derivation::Rows, 3},        // the same and lengths
-    {"rows_lengths_rows", Derivation::Rows, 4},   // the same, and the lengths' index
-    {"cu_seqlens", Derivation::Sums, 1},
-    {"plus", Derivation::Plus, 1},
+    {"none", Derivation::Nothing, 0},           {"rows", Derivation::Rows, 2},  // table, index
+    {"rows_lengths", Derivation::Rows, 3},                                      // the same and lengths
+    {"rows_lengths_rows", Derivation::Rows, 4},                                 // the same, and the lengths' index
+    {"cu_seqlens", Derivation::Sums, 1},        {"plus", Derivation::Plus, 1},
 };
 constexpr const char* kTensorForm = "tensor";
-constexpr SourcePart DerivedSource::*kParts[] = {&DerivedSource::source, &DerivedSource::index, &DerivedSource::lengths,
-                                                 &DerivedSource::lengths_index};
+constexpr SourcePart DerivedSource::* kParts[] = {&DerivedSource::source, &DerivedSource::index,
+                                                  &DerivedSource::lengths, &DerivedSource::lengths_index};
 
 // What errors call the part `source`.
 constexpr const char* source_name(Derivation derivation) {

@@ -27,8 +27,8 @@ constexpr int64_t kMinRaggedRowBytes = 4096;
 
 // Lengths that a lane loads at a time, of those that one warp sums up.
 constexpr int kLaneLengths = 8;
-// So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what lies
-// beyond a row's length costs no warps.
+// So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what
+// lies beyond a row's length costs no warps.
 constexpr uint64_t kCutRowWarps = 16384;
 // Items of a row that a lane has in flight where they become others, and what a load reads at least of those that lie
 // apart.

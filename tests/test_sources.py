@@ -117,7 +117,6 @@ def test_rows_that_lie_far_apart():
     assert torch.equal(out, table)
 
 
-
 @pytest.mark.parametrize("seed", range(8))
 def test_random_calls_compiled(seed):
     case = random_case(seed, "cpu")

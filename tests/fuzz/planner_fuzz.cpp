@@ -741,7 +741,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
               .number = wrapped(number, from)});
   };
   // A lane's share of a row, or all of it on the CPU.
-  const auto visit_share = [&](const RowShare& share, uint32_t tile_columns, uint32_t column, int most, auto visit_unit) {
+  const auto visit_share = [&](const RowShare& share, uint32_t tile_columns, uint32_t column, int most,
+                               auto visit_unit) {
     if (on_gpu && (tile_columns - 1) / kWarpLanes >= static_cast<uint32_t>(most)) {
       fail(call, "more units than a lane takes");
     }
@@ -755,7 +756,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
   if (operation == Operation::Plus) {
     const auto& plus = reinterpret_cast<const PlusTask&>(task);
     const DType from = dtype_of(plus.from_64), to = dtype_of(plus.to_64);
-    const RowShare share{.first = tile * task.task.tile_columns, .step = plus.items, .whole = plus.items, .end = plus.items};
+    const RowShare share{
+        .first = tile * task.task.tile_columns, .step = plus.items, .whole = plus.items, .end = plus.items};
     for (uint32_t lane = 0; lane < lanes; ++lane) {
       visit_share(share, task.task.tile_columns, lane, kLaneItems, [&](uint64_t i) {
         const uint64_t src = task.task.src + i * plus.item_stride;
@@ -782,7 +784,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
       check_number(rows.index, rows.index_64, row);
       check_number(rows.lengths, rows.lengths_64, row);
       if (rows.cut) {
-        const int64_t table_row = load_index(bytes, {rows.index, info(dtype_of(rows.index_64)).size, dtype_of(rows.index_64), false}, row);
+        const int64_t table_row =
+            load_index(bytes, {rows.index, info(dtype_of(rows.index_64)).size, dtype_of(rows.index_64), false}, row);
         const bool is_row = static_cast<uint64_t>(table_row) < static_cast<uint64_t>(rows.table_rows);
         if (is_row && rows.lengths_of_table) check_number(rows.table_lengths, rows.table_lengths_64, table_row);
       }
@@ -802,7 +805,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
         if (items) {
           const uint64_t src = share.src + i * rows.column_stride;
           if (i >= share.whole) return fill(dst, unit, 0);
-          return visit_number(src, from, dst, to, pretended_number(known_address(call, launch, src), from) >> rows.count_shift);
+          return visit_number(src, from, dst, to,
+                              pretended_number(known_address(call, launch, src), from) >> rows.count_shift);
         }
         const uint64_t copied = i < share.whole ? unit : i == share.whole ? share.cut_bytes : 0;
         const uint64_t src = known_address(call, launch, share.src + i * unit);
@@ -891,7 +895,8 @@ void walk_derived(const Case& call, const PlannedLaunch& launch, const StridedTa
               .place = gather.converts ? 0 : static_cast<int>((number * unit + copied) % 16)});
   };
   const int64_t units = std::min<int64_t>(end - first, task.task.tile_columns);
-  visit_numbers(std::max<int64_t>(units, 0), all, found.copied / unit - first, [&](int64_t i) { visit_unit(first + i); });
+  visit_numbers(std::max<int64_t>(units, 0), all, found.copied / unit - first,
+                [&](int64_t i) { visit_unit(first + i); });
 }
 
 // Every run that a tile writes, by the walk of each lane of the GPU, or those that visit_numbers() picks.

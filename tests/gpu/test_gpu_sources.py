@@ -73,7 +73,9 @@ def test_values_are_taken_at_the_call(size, kind):
     count, stream = 20, torch.cuda.Stream()
     buffers = [torch.zeros(size, **INT) for _ in range(count)]
     plans = [fused_copy.Plan([buffer]) for buffer in buffers]
-    values = {"list": [0] * size, "array": np.zeros(size, np.int64), "tensor": torch.zeros(size, dtype=torch.int64)}[kind]
+    values = {"list": [0] * size, "array": np.zeros(size, np.int64), "tensor": torch.zeros(size, dtype=torch.int64)}[
+        kind
+    ]
     for plan in plans:
         plan.replay(values)
     torch.cuda.synchronize()
@@ -165,7 +167,9 @@ def test_one_launch_and_nothing_else():
     from torch.profiler import ProfilerActivity, profile
 
     table, index = torch.zeros(8, 100, **INT), torch.arange(4, device="cuda")
-    plan = fused_copy.Plan([torch.zeros(8, **INT), torch.zeros(9, **INT), torch.zeros(8, 100, **INT)], [1, "last", None])
+    plan = fused_copy.Plan(
+        [torch.zeros(8, **INT), torch.zeros(9, **INT), torch.zeros(8, 100, **INT)], [1, "last", None]
+    )
     step = ([1, 2, 3, 4], cu_seqlens([1, 2, 3, 4]), rows(table, index, lengths=[1, 2, 3, 4]))
     plan.replay(*step)
     torch.cuda.synchronize()
