@@ -246,6 +246,7 @@ struct UnitAddress {
 FUSED_COPY_HOST_DEVICE inline UnitAddress locate_unit(const GatherRecord& gather, uint64_t src, uint64_t dst,
                                                       int64_t unit) {
   auto left = static_cast<uint64_t>(unit);
+#pragma unroll 1
   for (int d = 0; d < gather.extent_count; ++d) {
     const Extent& extent = gather.extents[d];
     const auto size = static_cast<uint64_t>(extent.size);

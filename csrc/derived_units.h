@@ -192,6 +192,7 @@ __device__ inline void copy_items(const ItemRun& run, uint32_t column) {
 }
 
 // Plain rows, or integers plus a number: whatever is of items ends in the same code.
+template <bool kPlain>
 __device__ inline void copy_rows(const std::byte* launch, const StridedTask& task, const PlainTask& read, uint32_t tile,
                                  uint32_t lane) {
   const Operation operation = read.code.operation;
@@ -220,7 +221,9 @@ __device__ inline void copy_rows(const std::byte* launch, const StridedTask& tas
     asm volatile(""
                  : "+l"(rows.index), "+l"(rows.lengths), "+r"(rows.table_rows), "+r"(rows.rows), "+r"(rows.units),
                    "+r"(rows.column_stride));
-    if (rows.simple) return copy_simple_row(rows, tile, lane);
+    if constexpr (kPlain) {
+      if (rows.simple) return copy_simple_row(rows, tile, lane);
+    }
     const RowShare share = locate_row(launch, rows, tile, lane);
     if (operation == Operation::Rows) {
       return with_unit_bytes(read.code.width_log2,
@@ -292,6 +295,10 @@ __device__ __noinline__ void store_any(uint64_t address, DType dtype, int64_t nu
   store_integer<__half, __nv_bfloat16>(address, dtype, number);
 }
 
+__device__ __noinline__ GatheredRow find_any_row(const std::byte* launch, const GatherRecord& gather, int64_t row) {
+  return find_row(launch, gather, row);
+}
+
 // The bytes [begin, end) of a row become the pattern, which begins with the row.
 __device__ __noinline__ void fill_bytes(const GatherRecord& gather, uint64_t dst, int64_t begin, int64_t end) {
 #pragma unroll 1
@@ -301,11 +308,6 @@ __device__ __noinline__ void fill_bytes(const GatherRecord& gather, uint64_t dst
   }
 }
 
-__device__ __noinline__ void copy_some_bytes(uint64_t src, uint64_t dst, int64_t bytes) {
-#pragma unroll 1
-  for (int64_t i = 0; i < bytes; ++i) *in_global<uint8_t>(dst + i) = *reinterpret_cast<const uint8_t*>(src + i);
-}
-
 // One unit or item after the other.
 __device__ __noinline__ void gather_row(const std::byte* launch, const StridedTask& task, uint32_t tile,
                                         uint32_t lane) {
@@ -313,7 +315,7 @@ __device__ __noinline__ void gather_row(const std::byte* launch, const StridedTa
   const TaskCode code = task.task.code;
   const uint32_t number = divide(tile, {code.column_tiles_shift, task.column_tiles_multiplier});
   const int64_t first = static_cast<int64_t>(tile - number * task.task.column_tiles) * task.task.tile_columns;
-  const GatheredRow found = find_row(launch, gather, number);
+  const GatheredRow found = find_any_row(launch, gather, number);
   const uint64_t src = resolve(launch, task.task.src) + found.table_row * gather.table_row_stride;
   const uint64_t dst = task.task.dst + number * gather.dst_row_stride;
   const int64_t unit = gather.converts ? 1 : int64_t{1} << code.width_log2;
@@ -350,7 +352,7 @@ __device__ __noinline__ void fill_with_last_row(const std::byte* launch, const S
 #pragma unroll 1
   for (int64_t end = gather.rows; end > 0 && last < 0; end -= kWarpLanes) {
     const int64_t row = end - 1 - lane;
-    const GatheredRow found = row >= 0 ? find_row(launch, gather, row) : GatheredRow{0, 0};
+    const GatheredRow found = row >= 0 ? find_any_row(launch, gather, row) : GatheredRow{0, 0};
     const unsigned rows = __ballot_sync(kAllLanes, found.copied > 0);
     if (rows != 0) last = __shfl_sync(kAllLanes, found.table_row, __ffs(static_cast<int>(rows)) - 1);
   }
@@ -358,7 +360,7 @@ __device__ __noinline__ void fill_with_last_row(const std::byte* launch, const S
   const uint64_t src = task.task.src + last * gather.table_row_stride;
 #pragma unroll 1
   for (int64_t row = lane; row < gather.rows + gather.rest; row += kWarpLanes) {
-    if (row < gather.rows && find_row(launch, gather, row).copied > 0) continue;
+    if (row < gather.rows && find_any_row(launch, gather, row).copied > 0) continue;
     const uint64_t dst = task.task.dst + row * gather.dst_row_stride;
     if (gather.from != gather.to) {
       store_any(dst, gather.to, load_any(src, gather.from));
@@ -394,7 +396,7 @@ __device__ inline void run_derived(const std::byte* launch, const StridedTask& t
                                    uint32_t tile, uint32_t lane) {
   const Operation operation = read.code.operation;
   if (operation == Operation::Rows || operation == Operation::RowItems || operation == Operation::Plus) {
-    return copy_rows(launch, task, read, tile, lane);
+    return copy_rows<kPlain>(launch, task, read, tile, lane);
   }
   if constexpr (!kPlain) {
     if (operation == Operation::Gather) return gather_row(launch, task, tile, lane);
@@ -404,11 +406,12 @@ __device__ inline void run_derived(const std::byte* launch, const StridedTask& t
   asm volatile("" : "+l"(sums.lengths_stride), "+l"(sums.dst_stride), "+l"(sums.count), "+l"(sums.rest));
   const uint64_t src = resolve(launch, read.src);
   if constexpr (!kPlain) {
-    if (!is_plain_sum(sums.from, sums.to)) return sum_up_any(reinterpret_cast<const SumsTask&>(task), src, lane);
+    sum_up_any(sums, src, lane);
+  } else {
+    if (sums.to == DType::Int64) return sum_up<uint64_t, 1>(sums, src, lane);
+    if (sums.count <= kWarpLanes) return sum_up<uint32_t, 1>(sums, src, lane);
+    sum_up<uint32_t, kLaneLengths>(sums, src, lane);
   }
-  if (sums.to == DType::Int64) return sum_up<uint64_t, 1>(sums, src, lane);
-  if (sums.count <= kWarpLanes) return sum_up<uint32_t, 1>(sums, src, lane);
-  sum_up<uint32_t, kLaneLengths>(sums, src, lane);
 }
 
 }  // namespace

@@ -83,13 +83,19 @@ __device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, 
                                        [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
 }
 
+// Byte by byte, from anywhere.
+__device__ __noinline__ void copy_some_bytes(uint64_t src, uint64_t dst, int64_t bytes) {
+#pragma unroll 1
+  for (int64_t i = 0; i < bytes; ++i) *in_global<uint8_t>(dst + i) = *reinterpret_cast<const uint8_t*>(src + i);
+}
+
 // Fewer bytes than kBytes, all loaded before the first is stored.
-template <int kBytes, bool kAnywhere>
+template <int kBytes>
 __device__ inline void copy_bytes(uint64_t src, uint64_t dst, int64_t count) {
   uint8_t bytes[kBytes];
 #pragma unroll
   for (int i = 0; i < kBytes - 1; ++i) {
-    if (i < count) bytes[i] = *source_at<uint8_t, kAnywhere>(src + i);
+    if (i < count) bytes[i] = *in_global<const uint8_t>(src + i);
   }
 #pragma unroll
   for (int i = 0; i < kBytes - 1; ++i) {

@@ -7,6 +7,13 @@
 namespace fused_copy {
 namespace {
 
+// In launches with other sources by one function, which is short, as such rows are rare there.
+template <int kBytes, bool kAnywhere>
+__device__ inline void copy_edge(uint64_t src, uint64_t dst, int64_t count) {
+  if constexpr (kAnywhere) copy_some_bytes(src, dst, count);
+  else copy_bytes<kBytes>(src, dst, count);
+}
+
 // A tile of one row, in units that are aligned in the destination's address space: the row may begin and end in the
 // middle of a unit, and the last of its columns may be beyond it.
 template <int kBytes, bool kAnywhere>
@@ -24,7 +31,7 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   const bool cut_last = last + kBytes > end;
   if (first < phase) {
     const int64_t bytes = min(end, static_cast<int64_t>(kBytes)) - phase;
-    copy_bytes<kBytes, kAnywhere>(src + phase, dst + phase, bytes);
+    copy_edge<kBytes, kAnywhere>(src + phase, dst + phase, bytes);
     if (count == 1) return;
     src += step;
     dst += step;
@@ -32,7 +39,7 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
   }
   if (cut_last) --count;
   copy_units<kBytes, kAnywhere>(src, dst, step, step, count);
-  if (cut_last) copy_bytes<kBytes, kAnywhere>(src + count * step, dst + count * step, end - last);
+  if (cut_last) copy_edge<kBytes, kAnywhere>(src + count * step, dst + count * step, end - last);
 }
 
 // Every unit of a lane lies at the same place of the pattern: lanes step by 32 units, rows begin with the pattern.
