@@ -148,8 +148,8 @@ def unflatten(names: Sequence[str], parts: Sequence[torch.Tensor], numbers: Sequ
     needed = [len(_PARTS.get(name, ())) for name in names]
     if len(names) != len(numbers) or sum(needed) != len(parts) or not _PARTS.keys() >= set(names):
         raise RuntimeError(
-            f"fused_copy: got {len(numbers)} numbers and {len(parts)} parts for sources {names}: pass a number for each "
-            f"source, and the parts that it has: {_PARTS}"
+            f"fused_copy: got {len(numbers)} numbers and {len(parts)} parts for sources {names}: pass a number for "
+            f"each source, and the parts that it has: {_PARTS}"
         )
     left = iter(parts)
     made: list[Source] = []
