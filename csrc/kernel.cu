@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
   }
   const TaskCode code = read.code;
   const bool cast = is_casting(kKind) && code.operation >= Operation::Cast;
-  const UnitLog2 unit = cast ? unit_log2(code) : UnitLog2{code.width_log2, code.width_log2};
+  const UnitLog2 unit = cast ? cast_unit_log2(code) : UnitLog2{code.width_log2, code.width_log2};
   LaneWalk walk;
   if constexpr (plain) {
     walk = walk_plain_lane(read, strided, tile, unit, lane);

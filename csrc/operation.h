@@ -99,10 +99,13 @@ struct UnitLog2 {
   int dst;
 };
 
-FUSED_COPY_HOST_DEVICE inline UnitLog2 unit_log2(TaskCode code) {
-  if (!is_cast(code.operation)) return {code.width_log2, code.width_log2};
+FUSED_COPY_HOST_DEVICE inline UnitLog2 cast_unit_log2(TaskCode code) {
   const auto [from, to] = cast_dtypes(code.operation);
   return {castable_size_log2(from) + code.width_log2, castable_size_log2(to) + code.width_log2};
+}
+
+FUSED_COPY_HOST_DEVICE inline UnitLog2 unit_log2(TaskCode code) {
+  return is_cast(code.operation) ? cast_unit_log2(code) : UnitLog2{code.width_log2, code.width_log2};
 }
 
 }  // namespace fused_copy
