@@ -51,7 +51,7 @@ __device__ inline void store_cut(uint64_t dst, Unit<kBytes> unit, uint32_t bytes
   }
 }
 
-template <int kBytes>
+template <int kBytes, bool kPlain>
 __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uint32_t column) {
   constexpr int64_t step = kWarpLanes * kBytes;
 #pragma unroll 1
@@ -64,8 +64,8 @@ __device__ inline void copy_row(const RowsTask& rows, const RowShare& share, uin
     const uint64_t dst = share.dst + static_cast<uint64_t>(first) * kBytes;
     Unit<kBytes> cut_unit{};
     if (cuts) cut_unit = *in_global<const Unit<kBytes>>(src + whole * kBytes);
-    copy_units<kBytes, false>(src + column * kBytes, dst + column * kBytes, step, step,
-                              (whole + kWarpLanes - 1 - column) / kWarpLanes);
+    copy_units<kBytes, false, !kPlain>(src + column * kBytes, dst + column * kBytes, step, step,
+                                       (whole + kWarpLanes - 1 - column) / kWarpLanes);
     if (cuts) {
       store_cut<kBytes>(dst + whole * kBytes, cut_unit, share.cut_bytes, rows,
                         pattern_at(rows.pattern, whole * kBytes));
@@ -160,9 +160,8 @@ struct ItemRun {
   uint64_t pattern;
 };
 
-template <class From, class To>
+template <class From, class To, bool kPlain>
 __device__ inline void copy_items(const ItemRun& run, uint32_t column) {
-  constexpr int kItems = kLaneItems;
   const RowShare& share = run.share;
 #pragma unroll 1
   for (uint32_t first = share.first; first < share.end; first += share.step) {
@@ -171,21 +170,26 @@ __device__ inline void copy_items(const ItemRun& run, uint32_t column) {
         static_cast<int32_t>(share.whole > first ? share.whole - first : 0) - static_cast<int32_t>(column);
     const uint64_t src = share.src + static_cast<uint64_t>(first + column) * run.item_stride;
     const uint64_t dst = share.dst + static_cast<uint64_t>(first + column) * sizeof(To);
-    From items[kItems];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (i * kWarpLanes < min(whole, columns)) {
-        items[i] = *reinterpret_cast<const From*>(src + static_cast<uint64_t>(i * kWarpLanes) * run.item_stride);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
+    const auto load = [&](int32_t at, From& item) {
+      if (at < min(whole, columns)) item = *reinterpret_cast<const From*>(src + uint64_t(at) * run.item_stride);
+    };
+    const auto store = [&](int32_t at, From item) {
       using Bits = std::make_unsigned_t<From>;
-      const auto sum = static_cast<Bits>(items[i] >> run.page_shift) + static_cast<Bits>(run.addend);
-      const auto item = static_cast<To>(static_cast<From>(sum));
-      const bool copied = i * kWarpLanes < whole;
-      if (i * kWarpLanes < columns && (copied || run.fills)) {
-        *in_global<To>(dst + i * kWarpLanes * sizeof(To)) = copied ? item : static_cast<To>(run.pattern);
+      const auto sum = static_cast<Bits>(item >> run.page_shift) + static_cast<Bits>(run.addend);
+      const To number = at < whole ? static_cast<To>(static_cast<From>(sum)) : static_cast<To>(run.pattern);
+      if (at < columns && (at < whole || run.fills)) *in_global<To>(dst + at * sizeof(To)) = number;
+    };
+    From items[kLaneItems];
+    if constexpr (kPlain) {
+#pragma unroll
+      for (int i = 0; i < kLaneItems; ++i) load(i * kWarpLanes, items[i]);
+#pragma unroll
+      for (int i = 0; i < kLaneItems; ++i) store(i * kWarpLanes, items[i]);
+    } else {
+#pragma unroll 1
+      for (int32_t at = 0; at < columns; at += kWarpLanes) {
+        load(at, items[0]);
+        store(at, items[0]);
       }
     }
   }
@@ -227,14 +231,18 @@ __device__ inline void copy_rows(const std::byte* launch, const StridedTask& tas
     const RowShare share = locate_row(launch, rows, tile, lane);
     if (operation == Operation::Rows) {
       return with_unit_bytes(read.code.width_log2,
-                             [&](auto bytes) { copy_row<decltype(bytes)::value>(rows, share, column); });
+                             [&](auto bytes) { copy_row<decltype(bytes)::value, kPlain>(rows, share, column); });
     }
     run = {share, read.tile_columns, rows.column_stride, rows.count_shift, 0, rows.fills, rows.pattern};
     from_64 = rows.from_64;
     to_64 = rows.to_64;
   }
-  if (from_64) return to_64 ? copy_items<int64_t, int64_t>(run, column) : copy_items<int64_t, int32_t>(run, column);
-  return to_64 ? copy_items<int32_t, int64_t>(run, column) : copy_items<int32_t, int32_t>(run, column);
+  if (from_64) {
+    if (to_64) return copy_items<int64_t, int64_t, kPlain>(run, column);
+    return copy_items<int64_t, int32_t, kPlain>(run, column);
+  }
+  if (to_64) return copy_items<int32_t, int64_t, kPlain>(run, column);
+  copy_items<int32_t, int32_t, kPlain>(run, column);
 }
 
 // By one warp, so many lengths at a time that each of its lanes has kLengths of them, every 32nd. Only the low words

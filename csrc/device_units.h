@@ -76,11 +76,19 @@ __device__ inline void move_units(uint64_t src, uint64_t dst, int64_t src_step, 
   }
 }
 
-template <int kBytes, bool kAnywhere>
+// Of a kernel that has everything one by one, in little code.
+template <int kBytes, bool kAnywhere, bool kOneByOne = false>
 __device__ inline void copy_units(uint64_t src, uint64_t dst, int64_t src_step, int64_t dst_step, uint32_t count) {
   using Bytes = Unit<kBytes>;
-  move_units<kBytes, Bytes, kAnywhere>(src, dst, src_step, dst_step, count,
-                                       [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
+  if constexpr (kOneByOne) {
+#pragma unroll 1
+    for (uint32_t i = 0; i < count; ++i) {
+      *in_global<Bytes>(dst + i * dst_step) = *source_at<Bytes, kAnywhere>(src + i * src_step);
+    }
+  } else {
+    move_units<kBytes, Bytes, kAnywhere>(src, dst, src_step, dst_step, count,
+                                         [](uint64_t address, Bytes unit) { *in_global<Bytes>(address) = unit; });
+  }
 }
 
 // Byte by byte, from anywhere.

@@ -38,7 +38,7 @@ __device__ inline void copy_ragged_tile(const Tile& tile, uint32_t lane) {
     --count;
   }
   if (cut_last) --count;
-  copy_units<kBytes, kAnywhere>(src, dst, step, step, count);
+  copy_units<kBytes, kAnywhere, kAnywhere>(src, dst, step, step, count);
   if (cut_last) copy_edge<kBytes, kAnywhere>(src + count * step, dst + count * step, end - last);
 }
 
@@ -239,8 +239,8 @@ __global__ void __launch_bounds__(kBlockThreads) fused_copy_kernel(const __grid_
     constexpr int64_t side_by_side = kWarpLanes * kBytes;
     const int64_t dst_step = plain ? side_by_side : walk.dst_step;
     if (code.operation == Operation::Copy) {
-      return copy_units<kBytes, sources>(walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step,
-                                         walk.count);
+      return copy_units < kBytes, sources,
+             sources && !plain > (walk.src, walk.dst, plain ? side_by_side : walk.src_step, dst_step, walk.count);
     }
     fill_units<kBytes>(read.src, code.operation == Operation::Fill16, walk, dst_step);
   });
