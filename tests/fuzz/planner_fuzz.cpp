@@ -328,9 +328,16 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
   const uint8_t lengths = in.byte();
   if (lengths < 96 || (sizes.size() < 2 && lengths < 250)) return;
   const bool by_row = lengths % 2;
-  const int64_t of_rows = by_row ? in.byte() % 8 : count + (in.rarely() ? 1 : 0);
+  // As engines have it: a length for each of the table's rows, by the index of those.
+  const bool of_table = by_row && rows <= 1 << 11 && in.byte() % 2;
+  const int64_t of_rows = of_table ? rows : by_row ? in.byte() % 8 : count + (in.rarely() ? 1 : 0);
   integers(2, of_rows, columns + 2, index_dtype(), false);
-  if (by_row) integers(3, count + (in.rarely() ? 1 : 0), of_rows, index_dtype(), true);
+  if (of_table) {
+    source.lengths_index = source.index;
+    parts[3] = parts[1];
+  } else if (by_row) {
+    integers(3, count + (in.rarely() ? 1 : 0), of_rows, index_dtype(), true);
+  }
 }
 
 // --- numbers, decoded independently of the planner's encoding --------------------------------------------------------
