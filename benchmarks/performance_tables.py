@@ -11,9 +11,10 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from fill_benchmark import peers, report
+from fill_benchmark import peers, report, sources
 from fill_benchmark.targets import Medians, evaluate, place, share
 from readme_table import POINT, ROOT, WAYS, format_us, newest, settle, with_table
 
@@ -144,6 +145,42 @@ def steps(results: report.Results, medians: Medians) -> Cells:
     return rows
 
 
+def values(results: report.Results, medians: Medians) -> Cells:
+    """Host times of a decode step whose vectors are lists, over the batch size. None in a run without the section."""
+    if not any(row.workload == "values" for row in results.rows):
+        return []
+    ways = {
+        peers.PLAN: "`plan.replay`, ready tensors",
+        sources.LISTS: "lists",
+        sources.ARRAYS: "NumPy arrays",
+        sources.NP_ARRAY: "`np.array` of the lists",
+        sources.PINNED: "`torch.tensor(pin_memory=True)` + `copy_`",
+        sources.PACKED: "one packed pinned buffer",
+    }
+    added = {peers.UPDATE_AND_REPLAY: "ready tensors", sources.UPDATE_LISTS: "lists"}
+    heads = ["bs", *ways.values(), *(f"added by `copy.update`, {what}" for what in added.values())]
+    rows = [heads, ["---:"] * len(heads)]
+    for point in medians.points("host", "values"):
+        us = partial(medians, "host", "values", point=point)
+        times = [*map(us, ways), *(us(way) - us(peers.GRAPH_REPLAY) for way in added)]
+        rows.append([str(point["bs"]), *map(format_us, times)])
+    return rows
+
+
+def page_rows(results: report.Results, medians: Medians) -> Cells:
+    """GPU and host times of lengths, sums and page rows cut at the lengths. None in a run without the section."""
+    if not any(row.workload == "rows" for row in results.rows):
+        return []
+    case = "cut at lengths"
+    ways = {sources.PLAN_ROWS: "fused", sources.TRITON_ROWS: "Triton", peers.PLAN: "ready tensors"}
+    heads = ["bs", "tokens", "page", *(f"{way}, {metric}" for metric in ("GPU", "host") for way in ways.values())]
+    rows = [heads, ["---:"] * len(heads)]
+    for point in medians.points("gpu", "rows"):
+        times = (medians(metric, "rows", way, point, case) for metric in ("gpu", "host") for way in ways)
+        rows.append([*map(str, point.values()), *map(format_us, times)])
+    return rows
+
+
 def occupancy(results: report.Results, medians: Medians) -> Cells:
     """How the op is launched, by the profiler."""
     rows = [["", "blocks", "threads in each", "registers", "occupancy"], ["---", *["---:"] * 4]]
@@ -160,6 +197,8 @@ TABLES: dict[str, Callable[[report.Results, Medians], Cells]] = {
     "host": host,
     "pairs": pairs,
     "gpu": gpu,
+    "values": values,
+    "rows": page_rows,
     "occupancy": occupancy,
     "steps": steps,
 }

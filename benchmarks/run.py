@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--section",
         metavar="NAME,...",
-        help="host, gpu, scale, decode, threading, import; default: all that this machine can run",
+        help="host, gpu, scale, values, rows, decode, threading, import; default: all that this machine can run",
     )
     parser.add_argument("--quick", action="store_true", help="few points and samples: a check, not a measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")

@@ -2,7 +2,8 @@
 
 A peer is a function from the static buffers and several sets of sources, in the buffers' order and for their leading
 corners, to a :class:`Peer`; its docstring's first line is what the report says about it. ``@peer`` names it and adds it
-to ``PEERS``; in that order peers are timed and shown. Those in C++ and CUDA are in ``native/``.
+to ``PEERS``; in that order peers are timed and shown. Those in C++ and CUDA are in ``native/``, those that are given no
+ready tensors in :mod:`fill_benchmark.sources`.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ Factory = Callable[..., Peer]
 PEERS: dict[str, Factory] = {}
 
 
-def peer(name: str) -> Callable[[Factory], Factory]:
-    """Adds the function to ``PEERS`` under ``name``."""
+def peer(name: str, among: dict[str, Factory] = PEERS) -> Callable[[Factory], Factory]:
+    """Adds the function under ``name``."""
 
     def add(factory: Factory) -> Factory:
-        PEERS[name] = factory
+        among[name] = factory
         return factory
 
     return add
@@ -112,18 +113,20 @@ def _is_pinned(sets: Sequence[Tensors]) -> bool:
     return all(source.is_pinned() for source in sets[0].values())
 
 
-def _needs_gpu(buffers: Tensors) -> None:
+def needs_gpu(buffers: Tensors) -> None:
+    """Raises :class:`fill_benchmark.native.Unavailable` for buffers of the CPU."""
     if not next(iter(buffers.values())).is_cuda:
         raise Unavailable("it needs a GPU")
 
 
 def _needs_decode_step(buffers: Tensors) -> None:
-    _needs_gpu(buffers)
+    needs_gpu(buffers)
     if list(buffers) != list(capture_buffers(1, 1)):
         raise Unavailable("it copies the six tensors of a decode step alone")
 
 
-def _tried(peer: Peer) -> Peer:
+def tried(peer: Peer) -> Peer:
+    """The peer, or :class:`fill_benchmark.native.Unavailable` where its first call raises."""
     # Raised here: no C compiler, a GPU that it does not support, another CUDA than the driver's.
     try:
         peer.calls[0]()
@@ -215,7 +218,7 @@ def triton(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
         from fill_benchmark.triton_kernel import copy_six
     except ImportError as error:
         raise Unavailable(str(error)) from error
-    return _tried(Peer([partial(copy_six, buffers, sources) for sources in sets], buffers, sets))
+    return tried(Peer([partial(copy_six, buffers, sources) for sources in sets], buffers, sets))
 
 
 @peer(CONTIGUOUS)
@@ -246,7 +249,7 @@ def tvm_ffi(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     functions = (module.copy_six_by_element, module.copy_six_by_warp, module.copy_six_by_block)
     return _fastest(
         [
-            _tried(Peer([partial(one, *buffers.values(), *sources.values()) for sources in sets], buffers, sets))
+            tried(Peer([partial(one, *buffers.values(), *sources.values()) for sources in sets], buffers, sets))
             for one in functions
         ]
     )
@@ -258,7 +261,7 @@ def hard_wired(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     _needs_decode_step(buffers)
     destinations = list(buffers.values())
     copy_six = native.extension().copy_six_hard_wired
-    return _tried(Peer([partial(copy_six, destinations, list(sources.values())) for sources in sets], buffers, sets))
+    return tried(Peer([partial(copy_six, destinations, list(sources.values())) for sources in sets], buffers, sets))
 
 
 @peer(MEMCPY)
@@ -268,7 +271,7 @@ def memcpy_each(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     destinations = list(buffers.values())
     copy_each = native.extension().copy_each
     calls = [partial(copy_each, destinations, list(sources.values())) for sources in sets]
-    return _tried(Peer(calls, buffers, sets))
+    return tried(Peer(calls, buffers, sets))
 
 
 @peer(MEMCPY_BATCH)
@@ -281,11 +284,11 @@ def memcpy_batch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     copy_batch = native.extension().copy_batch
     calls = [partial(copy_batch, destinations, list(sources.values())) for sources in sets]
     entries = sum(source.shape[0] if source.dim() == 2 else 1 for source in sets[0].values())
-    return _tried(Peer(calls, buffers, sets, capturable=False, launches=entries))
+    return tried(Peer(calls, buffers, sets, capturable=False, launches=entries))
 
 
 def _needs_runtime_copies(buffers: Tensors, sets: Sequence[Tensors]) -> None:
-    _needs_gpu(buffers)
+    needs_gpu(buffers)
     for name, source in sets[0].items():
         dense_rows = source.is_contiguous() and buffers[name].stride(-1) == 1 and source.dim() in (1, 2)
         if source.dtype != buffers[name].dtype or not dense_rows:
@@ -318,7 +321,7 @@ def reading_op_and_launch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 
 
 def _op_of_the_benchmark(name: str, buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
-    _needs_gpu(buffers)
+    needs_gpu(buffers)
     native.extension()
     function = getattr(torch.ops.fused_copy_bench, name)
     destinations = list(buffers.values())
@@ -358,7 +361,7 @@ def plan_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 @peer(BARE_LAUNCH)
 def bare_launch(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """One launch of a kernel that does nothing, from C++: the floor of every way that launches."""
-    _needs_gpu(buffers)
+    needs_gpu(buffers)
     call = partial(_C._testing.launch_nothing, torch.cuda.current_device())
     return Peer([call] * len(sets), buffers, sets, copies=False)
 
@@ -380,7 +383,7 @@ class ModelGraph:
 def _capture_copy(
     buffers: Tensors, sets: Sequence[Tensors], model: ModelGraph | None = None
 ) -> tuple[torch.cuda.CUDAGraph, fused_copy.GraphCopy]:
-    _needs_gpu(buffers)
+    needs_gpu(buffers)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph, pool=model.graph.pool() if model else None):
         copy = fused_copy.Plan(buffers).capture(graph, *sets[0].values())
@@ -429,7 +432,7 @@ def asked_for_executable(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
 @peer(NODE_SET_AND_REPLAY)
 def node_set_and_replay(buffers: Tensors, sets: Sequence[Tensors]) -> Peer:
     """A node that does nothing, set to new parameters by C++, then ``graph.replay()``: an update's floor."""
-    _needs_gpu(buffers)
+    needs_gpu(buffers)
     device = torch.cuda.current_device()
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.graph(graph):

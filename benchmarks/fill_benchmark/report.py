@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fill_benchmark.peers import CONTIGUOUS, PEERS, SIX_COPIES
+from fill_benchmark.sources import ROWS, VALUES
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def print_machine(console: Console, machine: dict[str, str | None]) -> None:
 def print_peers(console: Console) -> None:
     """Print every way's name and what it is."""
     table = Table.grid(padding=(0, 2))
-    for name, factory in PEERS.items():
+    for name, factory in (PEERS | VALUES | ROWS).items():
         table.add_row(name, (factory.__doc__ or "").partition("\n")[0].replace("``", ""))
     console.print(table, "")
 

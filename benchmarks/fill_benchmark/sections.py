@@ -34,6 +34,7 @@ from fill_benchmark.peers import (
     update_and_replay,
 )
 from fill_benchmark.report import Row
+from fill_benchmark.sources import LISTS, ROWS, VALUES, Requests
 from fill_benchmark.steps import loop_us, profile_kernel
 from fused_copy.bench import SETS
 from fused_copy.decode import capture_buffers
@@ -120,8 +121,37 @@ def gpu(device: torch.device, quick: bool) -> Section:
 def scale(device: torch.device, quick: bool) -> Section:
     """Host and GPU time of dense pairs over their number."""
     counts = [6, 32] if quick else [6, 16, 32, 64, 128, 256, 512]
-    metrics = ["host", "gpu"] if device.type == "cuda" else ["host"]
-    return Section(metrics, [partial(_dense_point, count, device) for count in counts])
+    return Section(_host_and_gpu(device), [partial(_dense_point, count, device) for count in counts])
+
+
+def _host_and_gpu(device: torch.device) -> Sequence[str]:
+    return ["host", "gpu"] if device.type == "cuda" else ["host"]
+
+
+def values(device: torch.device, quick: bool) -> Section:
+    """Host and GPU time of host values: a decode step's five vectors over the batch size, and vectors over bytes."""
+    batch_sizes = [8, 64] if quick else [8, 64, 256]
+    buffers = capture_buffers(max(batch_sizes), HOST_WIDTH + WIDER, device)
+    return Section(
+        _host_and_gpu(device),
+        [
+            *(partial(_values_point, buffers, bs) for bs in batch_sizes),
+            *(partial(_parameters_point, step_bytes, device) for step_bytes in (2048, 16384)),
+        ],
+    )
+
+
+def rows(device: torch.device, quick: bool) -> Section:
+    """Host and GPU time of lengths, their sums and page rows, by requests, tokens of a row and tokens of a page."""
+    # A processor takes as long as the bytes do: few are enough to see what a call takes.
+    batch_sizes, tokens = ([8], [1024]) if quick or device.type == "cpu" else ([8, 64, 256], [1024, 4096, 32768])
+    page_sizes = [1, 16] if quick else [1, 16, 64]
+    buffers = capture_buffers(max(batch_sizes), max(tokens) + WIDER, device)
+    buffers = {name: buffers[name] for name in ("seq_lens", "cu_seqlens_k", "page_table")}
+    # The sets have no row in common, or those of one would be in the cache for the next.
+    table = _random((SETS * max(batch_sizes), max(tokens)), torch.int32, device)
+    steps = [(bs, width, page_size) for width in tokens for bs in batch_sizes for page_size in page_sizes]
+    return Section(_host_and_gpu(device), [partial(page_rows, buffers, table, *step) for step in steps])
 
 
 def decode(device: torch.device, quick: bool) -> Section:
@@ -161,11 +191,13 @@ SECTIONS: dict[str, Callable[[torch.device, bool], Section]] = {
     "host": host,
     "gpu": gpu,
     "scale": scale,
+    "values": values,
+    "rows": rows,
     "decode": decode,
     "threading": threading,
 }
 
-ON_CPU = ("host", "scale")
+ON_CPU = ("host", "scale", "values", "rows")
 """The sections that need no GPU."""
 
 
@@ -186,6 +218,26 @@ def dense_pairs(count: int, device: torch.device) -> Workload:
         {f"tensor {i}": _random((256,), torch.int64, device) for i in range(count)} for _ in range(1 + SETS)
     )
     return Workload("pairs", {"pairs": count}, buffers, sets)
+
+
+def page_rows(buffers: Tensors, table: torch.Tensor, bs: int, tokens: int, page_size: int) -> Cases:
+    """``bs`` requests' lengths, their sums, and the pages of their rows of ``table``, cut at the lengths and whole.
+
+    Rows are cut at whole units of 16 bytes. Ready tensors are copied whole: with pages of one token that is at most
+    1.2 % more, and a fair comparison.
+    """
+    device = table.device
+    indices = torch.randperm(table.shape[0], device=device)[: SETS * bs].view(SETS, bs)
+    lengths = [tokens - 4 * page_size * torch.randint(4, (bs,), device=device) for _ in range(SETS)]
+
+    def case(name: str, cut: bool) -> Workload:
+        of_sets = zip(indices, lengths, strict=True)
+        requests = [Requests(table[:, :tokens], index, lens, page_size, cut) for index, lens in of_sets]
+        ways = {name: partial(factory, requests=requests) for name, factory in ROWS.items()} | _pick(PLAN)
+        point = {"bs": bs, "tokens": tokens, "page_size": page_size}
+        return Workload("rows", point, buffers, [one.tensors() for one in requests], name, ways)
+
+    return [case("cut at lengths", cut=True), case("whole rows", cut=False)]
 
 
 def layouts(odd_shape: tuple[int, int], aligned_shape: tuple[int, int], device: torch.device) -> Cases:
@@ -262,6 +314,20 @@ def _decode_point(buffers: Tensors, bs: int, width: int) -> Cases:
 
 def _dense_point(count: int, device: torch.device) -> Cases:
     return [dense_pairs(count, device)]
+
+
+def _values_point(buffers: Tensors, bs: int) -> Cases:
+    step = decode_step(buffers, bs, HOST_WIDTH)
+    ways = VALUES | _pick(PLAN, UPDATE_AND_REPLAY, GRAPH_REPLAY)
+    return [Workload("values", step.point, buffers, step.sets, ways=ways)]
+
+
+def _parameters_point(step_bytes: int, device: torch.device) -> Cases:
+    names, size = [f"vector {i}" for i in range(4)], step_bytes // 16
+    buffers = {name: torch.zeros(2 * size, dtype=torch.int32, device=device) for name in names}
+    sets = [{name: _random((size,), torch.int32, device) for name in names} for _ in range(SETS)]
+    ways = {LISTS: VALUES[LISTS]} | _pick(PLAN)
+    return [Workload("parameters", {"bytes": step_bytes}, buffers, sets, ways=ways)]
 
 
 def _model_point(buffers: Tensors, bs: int) -> Cases:

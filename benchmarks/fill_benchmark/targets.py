@@ -28,6 +28,7 @@ from fill_benchmark.peers import (
 )
 from fill_benchmark.report import Row, Verdict
 from fill_benchmark.sections import CAST_OF, STEP
+from fill_benchmark.sources import ARRAYS, LISTS, NP_ARRAY, PINNED, PLAN_ROWS, TRITON_ROWS, UPDATE_LISTS
 
 LARGE_BYTES = 32_000_000
 
@@ -193,6 +194,29 @@ def _pairs(
     return figures
 
 
+def _each(
+    metric: str,
+    workload: str,
+    figure: Callable[[Times], float],
+    only: Callable[[dict[str, int]], bool] = lambda point: True,
+) -> Callable[[Medians], Figures]:
+    """A figure over a workload's points, or ``only`` some, and its cases."""
+
+    def figures(medians: Medians) -> Figures:
+        points = [point for point in medians.points(metric, workload) if only(point)]
+        if not points:
+            raise NotMeasured(workload)
+        for point in points:
+            for case in medians.cases(metric, workload):
+                yield Figure(figure(partial(medians, metric, workload, point=point, case=case)), place(point, case))
+
+    return figures
+
+
+def _up_to_4_kb(point: dict[str, int]) -> bool:
+    return 4 * (5 * point["bs"] + 1) <= 4096  # cu_seqlens_k has one value more
+
+
 def _least(us: Times) -> float:
     return us(NOTHING_OP) + us(BARE_LAUNCH)
 
@@ -346,6 +370,25 @@ CONDITIONS = (
               _shares("step", "its copy's GPU time", _copy)),
     Condition("E1", "the same where every step is waited for", "<=", 0.1,
               _shares("latency", f"its host time at {place(STEP)}, and its copy's GPU time", _call_and_copy)),
+    Condition("V1", "(plan.replay of lists - of tensors) / np.array of the lists, host", "<=", 0.3,
+              _each("host", "values", lambda us: (us(LISTS) - us(PLAN)) / us(NP_ARRAY))),
+    Condition("V1", "torch.tensor(pin_memory=True) + copy_ / plan.replay of lists, host", ">=", 10,
+              _each("host", "values", lambda us: us(PINNED) / us(LISTS))),
+    Condition("V1", "plan.replay of NumPy arrays - of tensors, host", "<=", 1,
+              _each("host", "values", lambda us: us(ARRAYS) - us(PLAN)), "us"),
+    Condition("V2", "what update of up to 4 KB of lists adds / plan.replay of them, host", "<=", 1,
+              _each("host", "values", lambda us: (us(UPDATE_LISTS) - us(GRAPH_REPLAY)) / us(LISTS), _up_to_4_kb)),
+    Condition("V3", "plan.replay of lists / of tensors, GPU", "<=", 1.15,
+              _each("gpu", "parameters", lambda us: us(LISTS) / us(PLAN))),
+    Condition("R1", "lengths, cu_seqlens and rows / Triton, GPU", "<=", 1,
+              _each("gpu", "rows", lambda us: us(PLAN_ROWS) / us(TRITON_ROWS))),
+    Condition("R1", "(the same, pages of one token - 0.5 us) / dense copy of the bytes, GPU", "<=", 1.2,
+              _each("gpu", "rows", lambda us: (us(PLAN_ROWS) - 0.5) / us(PLAN),
+                    lambda point: point["page_size"] == 1)),
+    Condition("R2", "lengths, cu_seqlens and rows / plan.replay of tensors, host", "<=", 1.15,
+              _each("host", "rows", lambda us: us(PLAN_ROWS) / us(PLAN))),
+    Condition("R2", "Triton / lengths, cu_seqlens and rows, host", ">=", 6,
+              _each("host", "rows", lambda us: us(TRITON_ROWS) / us(PLAN_ROWS))),
     Condition("I1", "import fused_copy beyond import torch", "<=", 6, _of_package("import_ms"), "ms"),
     Condition("B1", "wheel", "<=", 2, _of_package("wheel_mb"), "MB"),
     Condition("B1", "full build on 2 cores", "<=", 90, _of_package("build_seconds"), "s"),

@@ -26,6 +26,7 @@ from fill_benchmark.peers import (
     Peer,
     check,
 )
+from fill_benchmark.sources import ARRAYS, LISTS, PINNED, PLAN_ROWS, UPDATE_LISTS
 from fused_copy import timing
 from fused_copy.bench import WrongResult
 from fused_copy.decode import capture_buffers
@@ -271,7 +272,7 @@ def test_a_compiled_peer_that_does_not_run_is_left_out():
         raise RuntimeError("no such kernel")
 
     with pytest.raises(Unavailable, match="RuntimeError: no such kernel"):
-        peers._tried(Peer([fails], {}, []))
+        peers.tried(Peer([fails], {}, []))
 
 
 def test_the_model_runs_and_leaves_the_buffers():
@@ -293,7 +294,10 @@ def test_replay_is_looked_up_when_the_peer_is_made(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--section", "host,nothing"], "no section nothing; there are host, gpu, scale, decode, threading, import"),
+        (
+            ["--section", "host,nothing"],
+            "no section nothing; there are host, gpu, scale, values, rows, decode, threading, import",
+        ),
         (["--json", "nowhere/results.json"], "there is no directory nowhere"),
         (["--plot", "nowhere"], "there is no directory nowhere"),
         (["--wheel", "nowhere.whl"], "there is no file nowhere.whl"),
@@ -348,7 +352,8 @@ def with_time(rows, us, metric, way, /, p10=None, p90=None, **point):
 def test_a_full_run_measures_every_target_and_answers_every_question(full_rows):
     measured = targets.evaluate(full_rows, PACKAGE)
     assert [v.figure for v in measured if v.met is None] == []
-    assert {v.target for v in measured} == {"H1", "H2", "H3", "H4", "G1", "G2", "G3", "G4", "P1", "E1", "I1", "B1"}
+    names = "H1 H2 H3 H4 G1 G2 G3 G4 P1 E1 V1 V2 V3 R1 R2 I1 B1"
+    assert {v.target for v in measured} == set(names.split())
     assert all(bool(v.limit) != v.met for v in measured)
     disturbed = with_time(full_rows, 5.0, "host", OP, p90=6.3, bs=8)
     disturbed = with_time(disturbed, 2.0, "host", GRAPH_REPLAY, p90=2.5, pairs=6)
@@ -425,6 +430,37 @@ def test_limits_in_parts_add_up_to_what_was_missed(full_rows):
         "1.00 us by a node that does nothing, 2.00 us read, check and plan as plan.replay does, "
         "0.50 us ask torch for the executable, 1.50 us hold the sources and the rest"
     )
+
+
+def test_targets_of_sources_take_the_worst_point(full_rows):
+    # What reading a list adds to a launch of 5 us, where np.array takes as long.
+    slow = with_time(full_rows, 7.0, "host", LISTS, bs=64)
+    slow = with_time(slow, 6.5, "host", ARRAYS, bs=256)
+    slow = with_time(slow, 350.0, "host", PINNED)
+    slow = with_time(slow, 30.0, "host", PINNED, bs=8)
+    step = "bs {}, max_seqlen_k 1024"
+    assert verdicts(slow, "V1") == [
+        (pytest.approx(2 / 5), False, step.format(64)),
+        (30 / 5, False, step.format(8)),
+        (1.5, False, step.format(256)),
+    ]
+    added = with_time(slow, 9.0, "host", UPDATE_LISTS, bs=64)
+    assert verdicts(added, "V2") == [(1.0, True, step.format(64))]
+    beyond_4_kb = with_time(added, 99.0, "host", UPDATE_LISTS, bs=256)
+    assert verdicts(beyond_4_kb, "V2") == verdicts(added, "V2")
+    assert verdicts(with_time(full_rows, 6.0, "gpu", LISTS, bytes=16384), "V3") == [(1.2, False, "bytes 16384")]
+
+    slow = with_time(full_rows, 5.5, "gpu", PLAN_ROWS, bs=64, tokens=4096, page_size=16)
+    slow = with_time(slow, 7.0, "host", PLAN_ROWS, bs=8, tokens=1024, page_size=64)
+    at = "bs {}, tokens {}, page_size {}, cut at lengths"
+    assert verdicts(slow, "R1") == [
+        (1.1, False, at.format(64, 4096, 16)),
+        (pytest.approx(4.5 / 5), True, at.format(8, 1024, 1)),
+    ]
+    assert verdicts(slow, "R2") == [
+        (1.4, False, at.format(8, 1024, 64)),
+        (pytest.approx(5 / 7), False, at.format(8, 1024, 64)),
+    ]
 
 
 def test_targets_of_a_part_of_a_run_are_not_measured(full_rows):

@@ -163,6 +163,13 @@ def test_performance_tables_are_made_of_the_rows(full_rows, tmp_path, capsys):
     assert "| 512 | 50.0 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in lines
     assert "| 64 | 1024 | 263 | 60.0 | 5.00 | 5.00 | 5.00 | 5.00 | 4.00 | 1.25 | 1.25 |" in lines
     assert "| 8 | `copy.update` | 3.00 | 33.3% | 3.00 | 33.3% |" in lines
+    assert "| 64 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 1.00 | 3.00 |" in lines
+    assert "| 256 | 32768 | 64 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in lines
+    older = [row for row in full_rows if row.section not in ("values", "rows")]
+    write(replace(results(), rows=older), path)
+    assert performance_tables.main(arguments) == 0
+    for name in ("values", "rows"):
+        assert f"<!-- {name}:begin -->\n\n<!-- {name}:end -->" in page.read_text()
 
 
 def test_decode_table_is_made_of_a_run(tmp_path, capsys):
