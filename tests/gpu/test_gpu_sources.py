@@ -1,5 +1,4 @@
-"""What may stand for a source beside a tensor, on a GPU: eager, recorded, updated; and that host values are taken at the
-call."""
+"""What may stand for a source beside a tensor, on a GPU: eager, recorded, updated; host values are taken at the call."""
 
 from __future__ import annotations
 
