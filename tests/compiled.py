@@ -31,15 +31,43 @@ class StaticBuffers(torch.nn.Module):
         torch.ops.fused_copy.replay([self.ids, self.table], [ids, table], self.fill)
         return self.ids * 2, self.table.sum()
 
+    def sample(self):
+        """Arguments of any step, and which of their sizes are dynamic."""
+        bs, width = torch.export.Dim("bs", min=2, max=8), torch.export.Dim("width", min=2, max=40)
+        return (self.ids.new_zeros(3), self.ids.new_zeros(3, 17)), ({0: bs}, {0: bs, 1: width})
 
-def aot_package(module: StaticBuffers, folder: Path) -> str:
+
+class StaticBuffersFromParts(torch.nn.Module):
+    """The same from other sources: of these the table is on the device, and all others are host values."""
+
+    def __init__(self, device: str = "cpu", last: bool = False):
+        super().__init__()
+        self.fill_last = [False, True, True, False] if last else None
+        for name, shape in {"pages": (8, 12), "sums": (9,), "after": (8,), "ids": (8,)}.items():
+            self.register_buffer(name, torch.full(shape, 99, dtype=INT, device=device))
+
+    def forward(self, table, index, lengths, ids):
+        torch.ops.fused_copy.replay_from(
+            [self.pages, self.sums, self.after, self.ids],
+            ["rows_lengths", "cu_seqlens", "plus", "tensor"],
+            [table, index, lengths, lengths, lengths, ids],
+            [2, 0, -1, 0],
+            None,
+            self.fill_last,
+        )
+        return self.pages + 1, self.sums + 1, self.after + 1, self.ids + 1
+
+    def sample(self):
+        dim = torch.export.Dim
+        count, width, bs = dim("count", min=2, max=64), dim("width", min=2, max=24), dim("bs", min=2, max=8)
+        host = (torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=INT), torch.zeros(3, dtype=torch.int64))
+        return (self.ids.new_zeros(5, 17), *host), ({0: count, 1: width}, {0: bs}, {0: bs}, {0: bs})
+
+
+def aot_package(module: StaticBuffers | StaticBuffersFromParts, folder: Path) -> str:
     """Exports the module for batches of any size and compiles it ahead of time; the package's path."""
-    sizes = {"bs": torch.export.Dim("bs", min=2, max=8), "width": torch.export.Dim("width", min=2, max=40)}
-    exported = torch.export.export(
-        module,
-        (module.ids.new_zeros(3), module.ids.new_zeros(3, 17)),
-        dynamic_shapes=({0: sizes["bs"]}, {0: sizes["bs"], 1: sizes["width"]}),
-    )
+    arguments, sizes = module.sample()
+    exported = torch.export.export(module, arguments, dynamic_shapes=sizes)
     package = torch._inductor.aoti_compile_and_package(
         exported,
         package_path=str(folder / "step.pt2"),
@@ -53,26 +81,67 @@ def aot_package(module: StaticBuffers, folder: Path) -> str:
     return package
 
 
-def check_aot_package(folder: Path, device: str) -> None:
-    """Exported, compiled ahead of time, and run by a process that only loads the package and the op."""
-    runs = """
+def run_package(package: str, folder: Path, device: str, runs: str) -> list[str]:
+    """What a process prints that only loads the package and the op."""
+    loads = """
         import sys, torch, fused_copy
         import torch._inductor.codecache  # torch 2.10's loader forgets to
         step, like = torch._inductor.aoti_load_package(sys.argv[1]), {"dtype": torch.int32, "device": sys.argv[2]}
+    """
+    script = textwrap.dedent(loads) + textwrap.dedent(runs)
+    command = [sys.executable, "-X", "faulthandler", "-c", script, package, device]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def check_aot_package(folder: Path, device: str) -> None:
+    """Exported, compiled ahead of time, and run elsewhere."""
+    runs = """
         for n, width in [(3, 17), (5, 9)]:
             doubled, total = step(torch.arange(n, **like), torch.ones(n, width, **like))
             print(doubled.tolist(), total.item())
     """
-    package = aot_package(StaticBuffers(device), folder)
-    command = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(runs), package, device]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
     first = 99 * (8 * 40 - 3 * 17) + 3 * 17
     second = first - 98 * (2 * 9)  # rows 3 and 4; the rows above them hold ones that far already
-    assert done.stdout.splitlines() == [
+    assert run_package(aot_package(StaticBuffers(device), folder), folder, device, runs) == [
         f"[0, 2, 4, 198, 198, 198, 198, 198] {first}",
         f"[0, 2, 4, 6, 8, 198, 198, 198] {second}",
     ]
+
+
+def check_aot_package_from_parts(folder: Path, device: str, last: bool = False) -> None:
+    """The same of rows with lengths and pages, sums, additions and host values. The error of an index passes too."""
+    runs = """
+        for index, width in [([-1, 4, 2], 17), ([-1, 4, 2, 0, 5], 10)]:
+            table, lengths = torch.arange(6 * width, **like).view(6, width), torch.arange(len(index)) * 3
+            host = torch.tensor(index), lengths.int(), lengths + 50
+            results = step(table, *host)
+            for values in host:
+                values.fill_(77)
+            print([result.tolist() for result in results])
+        try:
+            step(table, torch.tensor([0, 6]), torch.tensor([1, 1], dtype=torch.int32), torch.tensor([1, 1]))
+        except RuntimeError:
+            print("refused")
+    """
+    found = run_package(aot_package(StaticBuffersFromParts(device, last), folder), folder, device, runs)
+    pages, sums, after, ids = [[99] * 12 for _ in range(8)], [99] * 9, [99] * 8, [99] * 8
+    for index, width, line in [([-1, 4, 2], 17, found[0]), ([-1, 4, 2, 0, 5], 10, found[1])]:
+        n, total = len(index), 0
+        for i, row in enumerate(index):
+            for j in range(0 if row < 0 else min(-(-3 * i // 2), -(-width // 2))):
+                pages[i][j] = (row * width + 2 * j) // 2
+            total += 3 * i
+            sums[i : i + 2], after[i], ids[i] = [total - 3 * i, total], 3 * i - 1, 3 * i + 50
+        if last:
+            sums[n:], after[n:] = [total] * (9 - n), [after[n - 1]] * (8 - n)
+        results = [
+            [[page + 1 for page in row] for row in pages],
+            *([x + 1 for x in buffer] for buffer in (sums, after, ids)),
+        ]
+        assert line == str(results)
+    assert found[2:] == ["refused"]
 
 
 @torch.inference_mode()

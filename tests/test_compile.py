@@ -9,7 +9,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
-from compiled import INT, StaticBuffers, aot_package, check_aot_package, check_decode_in_one_graph
+from compiled import (
+    INT,
+    StaticBuffers,
+    aot_package,
+    check_aot_package,
+    check_aot_package_from_parts,
+    check_decode_in_one_graph,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -235,6 +242,12 @@ def test_inside_a_compiled_decode_step():
 @needs_compiler
 def test_aot_inductor_package(tmp_path):
     check_aot_package(tmp_path, "cpu")
+
+
+@needs_compiler
+@pytest.mark.parametrize("last", [False, True], ids=["no fill", "fill last"])
+def test_aot_inductor_package_from_parts(tmp_path, last):
+    check_aot_package_from_parts(tmp_path, "cpu", last)
 
 
 @needs_compiler

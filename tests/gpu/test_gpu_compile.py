@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import after_step, decode_buffers, decode_step
-from compiled import check_aot_package, check_decode_in_one_graph
+from compiled import check_aot_package, check_aot_package_from_parts, check_decode_in_one_graph
 from test_gpu_replay import in_its_own_process
 from test_minisgl import MAX_BS, MAX_SEQ_LEN, call, expected, same
 from torch._dynamo.utils import counters
@@ -84,6 +84,12 @@ def test_decode_in_torchs_cuda_graph():
 @in_its_own_process
 def test_aot_inductor_package(tmp_path):
     check_aot_package(tmp_path, "cuda")
+
+
+@in_its_own_process
+@pytest.mark.parametrize("last", [False, True], ids=["no fill", "fill last"])
+def test_aot_inductor_package_from_parts(tmp_path, last):
+    check_aot_package_from_parts(tmp_path, "cuda", last)
 
 
 @torch.inference_mode()

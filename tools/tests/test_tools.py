@@ -12,8 +12,11 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+import fused_copy
 
 TOOLS = Path(__file__).parents[1]
 
@@ -28,12 +31,13 @@ def run_tool(name: str, *arguments: object, folder: Path) -> subprocess.Complete
 
 
 def test_soak(tmp_path):
-    small = ("--device", "cpu", "--replays", 21_000, "--every", 100)
+    small = ("--device", "cpu", "--replays", 24_000, "--every", 100, "--updates", 500)
     run = run_tool("soak.py", *small, "--json", tmp_path / "soak.json", "--commit", "abc", folder=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
-    assert (found["cases"], found["checked"], found["faults"]) == (21_000, 210, 0)
-    assert found["ways"] == ["op", "plan with new sources", "casts and fills"]
+    assert (found["cases"], found["checked"], found["faults"]) == (24_000, 240, 0)
+    assert found["ways"] == ["op", "plan with new sources", "casts and fills", "host values, rows and sums"]
+    assert found["queued_updates"] >= 500
     assert found["commit"] == "abc"
     assert found["tool_sha256"] == hashlib.sha256((TOOLS / "soak.py").read_bytes()).hexdigest()
 
@@ -44,6 +48,67 @@ def test_soak_makes_sources_anew():
     step = soak.make_ways(torch.device("cpu"))[0].steps[0]
     for kept, new in zip(step.sources.values(), step.anew(), strict=True):
         assert torch.equal(kept, new) and kept.data_ptr() != new.data_ptr()
+
+
+def test_soak_renews_and_rewrites_host_values():
+    import soak
+
+    steps = soak.make_ways(torch.device("cpu"))[3].steps
+    kinds = {
+        type(part)
+        for step in steps
+        for source in step.made_of.values()
+        for part in (source if isinstance(source, tuple) else (source,))
+    }
+    assert {list, np.ndarray, torch.Tensor, type(None), fused_copy.rows} <= kinds
+    assert any("out_loc" not in step.sources for step in steps)
+    for kept in (source for step in steps for source in step.made_of.values()):
+        before, host = str(kept), []
+        new = soak.renewed(kept, host)
+        assert str(new) == before
+        soak.rewrite(host)
+        assert str(kept) == before
+        assert kept is None or "-7" in str(new)
+
+
+def test_soak_notices_host_values_of_the_step_before():
+    import soak
+
+    way = soak.make_ways(torch.device("cpu"))[3]
+    copy, last = way.copy, way.steps[:1]
+
+    def late(step) -> None:
+        copy(last[0])
+        last[0] = step
+
+    way.copy = late
+    worker = soak.Worker(torch.device("cpu"), [way])
+    worker.run(3, every=5, end=math.inf)
+    assert worker.faults and "host values" in worker.faults[0]
+
+
+def test_soak_adds_up_what_updates_must_write():
+    import soak
+
+    queue = soak.Updates(torch.device("cpu"))
+    queue.run(2 * soak.BATCH, math.inf)
+    assert (queue.updates, queue.faults) == (2 * soak.BATCH, [])
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_soak_notices_an_update_that_got_anothers_values(at):
+    import soak
+
+    queue, calls = soak.Updates(torch.device("cpu")), []
+    update = queue._update
+
+    def mixed_up(*sources):
+        calls.append(sources)
+        update(*sources[:at], calls[3][at] if len(calls) == 5 else sources[at], *sources[at + 1 :])
+
+    queue._update = mixed_up
+    queue.run(2 * soak.BATCH, math.inf)
+    assert len(queue.faults) == 1 and len(calls) == soak.BATCH
 
 
 def test_soak_notices_a_byte_that_is_wrong():
@@ -99,7 +164,8 @@ def test_soak_notices_memory_that_grows(tmp_path, monkeypatch, capsys):
 
     way.copy = keep
     monkeypatch.setattr(soak, "make_ways", lambda device: [way])
-    arguments = ["soak", "--device", "cpu", "--replays", "400", "--every", "10", "--json", str(tmp_path / "soak.json")]
+    arguments = ["soak", "--device", "cpu", "--replays", "400", "--every", "10"]
+    arguments += ["--updates", "0", "--json", str(tmp_path / "soak.json")]
     monkeypatch.setattr(sys, "argv", arguments)
     assert soak.main() == 1
     assert "memory of the host grew" in capsys.readouterr().err
