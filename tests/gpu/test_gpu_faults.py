@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from test_environment import run_script
-from test_gpu_replay import all_equal, decode, in_its_own_process, refused_untouched, two_gpus
+from test_gpu_replay import all_equal, decode, in_its_own_process, two_gpus
 
 import fused_copy
 from fused_copy import backends

@@ -37,7 +37,6 @@ from test_gpu_replay import (
     on_gpu,
     on_streams_of_their_own,
     profiled,
-    refused_untouched,
     run_modes,
     warm_up,
 )
