@@ -141,7 +141,7 @@ def check_aot_package_from_parts(folder: Path, device: str, last: bool = False) 
             *([x + 1 for x in buffer] for buffer in (sums, after, ids)),
         ]
         assert line == str(results)
-    assert found[2:] == ["refused"]
+    assert found[-1] == "refused"  # torch 2.9 prints the error, too
 
 
 @torch.inference_mode()
