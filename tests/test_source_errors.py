@@ -412,9 +412,9 @@ def test_fills_that_are_no_number(fill):
 # --- memory -------------------------------------------------------------------------------------------------------
 
 
-def parts_of(buffer):
+def parts_of(buffer, device="cpu"):
     """By the name of a part: a source that has this tensor, of three int64, for it."""
-    host, table = [0, 1], torch.zeros(3, 4, dtype=torch.int64)
+    host, table = [0, 1], torch.zeros(3, 4, dtype=torch.int64, device=device)
     return {
         "table": lambda: rows(buffer, host),
         "index": lambda: rows(table[:, 0], buffer),

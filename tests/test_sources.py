@@ -105,6 +105,20 @@ def test_a_plans_next_call_reads_its_sources_anew():
         assert plan.destinations[1].tolist() == [first, [9] * 4, [9] * 4]
 
 
+@pytest.mark.parametrize("to", [torch.int8, torch.int16, INT, torch.int64], ids=name)
+@pytest.mark.parametrize(
+    "make", [torch.Tensor.tolist, torch.Tensor.numpy, torch.clone], ids=["list", "array", "tensor"]
+)
+def test_sums_that_wrap(to, make):
+    top = torch.iinfo(to).max
+    for numbers in ([], [top], [top, 1], [top, top, top, 7], [-top, -2, -1], [top // 3 + 1] * 1000):
+        lengths = torch.tensor(numbers, dtype=torch.int64)
+        found = torch.full((len(numbers) + 1,), 9, dtype=to)
+        fused_copy.replay([found], [cu_seqlens(make(lengths))])
+        assert found[0] == 0
+        assert torch.equal(found[1:], lengths.cumsum(0).to(to))
+
+
 def test_rows_that_lie_far_apart():
     """Beyond what 32 bits count, in the table and in the destination."""
     rows_apart = (1 << 32) + 48

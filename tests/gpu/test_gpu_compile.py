@@ -63,13 +63,15 @@ def test_compiled_with_new_batch_sizes():
         assert all(torch.equal(buffer, expected[name]) for name, buffer in decode.named_buffers())
 
 
-def test_host_sources_in_a_compiled_call():
-    """The fake lets them pass; the op then finds one pinned, or takes its values."""
+def test_pinned_source_in_a_compiled_call():
+    """The fake lets a host source pass; the op then finds it pinned, or reads it at the call."""
     buffer = torch.zeros(6, dtype=torch.int32, device="cuda")
     compiled = torch.compile(lambda d, s: fused_copy.replay([d], [s], [-1]), fullgraph=True, backend="aot_eager")
     compiled(buffer, torch.tensor([7, 8], dtype=torch.int32).pin_memory())
     assert buffer.tolist() == [7, 8, -1, -1, -1, -1]
-    compiled(buffer, torch.tensor([1, 2, 3], dtype=torch.int32))
+    source = torch.tensor([1, 2, 3], dtype=torch.int32)
+    compiled(buffer, source)
+    source.fill_(9)
     assert buffer.tolist() == [1, 2, 3, -1, -1, -1]
 
 

@@ -598,10 +598,11 @@ def test_tensors_on_two_gpus(entry, dst_device, src_device):
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_pageable_source_for_a_gpu(entry, at):
+    """Host values, which are read at the call."""
     dst, src = zeros_and_ones(at, "cuda:0", "cpu")
     entry(dst, src)
-    src[at].zero_()
-    assert [d.tolist() for d in dst] == [[1.0] * 5 + [0.0] * 3] * 4
+    src[at].fill_(7)
+    assert [d.tolist() for d in dst] == [[1] * 5 + [0] * 3] * 4
 
 
 def test_gpu_source_for_a_cpu_destination(entry):

@@ -1,14 +1,20 @@
-"""What may stand for a source beside a tensor, on a GPU: eager, recorded, updated; host values taken at the call."""
+"""What may stand for a source beside a tensor, on a GPU: eager, recorded, updated; and what only a GPU gets wrong."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from entries import through_reference
 from source_cases import random_case
-from test_gpu_replay import blocked, needs_caching, profiled
+from test_environment import library, run_script
+from test_gpu_mixes import free_pinned_blocks
+from test_gpu_replay import blocked, in_its_own_process, needs_caching, profiled, two_gpus
+from test_source_errors import PARTS, SHAPES, of_pair, parts_of
 
 import fused_copy
 from fused_copy import cu_seqlens, plus, rows
@@ -86,6 +92,66 @@ def test_values_are_taken_at_the_call(size, kind):
         assert still()
     for i, buffer in enumerate(buffers):
         assert torch.equal(buffer, torch.full_like(buffer, i + 1))
+
+
+@pytest.mark.blocked
+@SIZES
+def test_parts_are_taken_at_the_call(size):
+    count, stream = 10, torch.cuda.Stream()
+    table = torch.arange(64, **INT).view(16, 4)
+    buffers = [
+        [torch.zeros(size, 4, **INT), torch.zeros(size + 1, **INT), torch.zeros(size, **INT)] for _ in range(count)
+    ]
+    plans = [fused_copy.Plan(three) for three in buffers]
+    index, lengths, counts = [0] * size, np.zeros(size, np.int64), torch.zeros(size, dtype=torch.int32)
+    for plan in plans:
+        plan.replay(rows(table, index, lengths), cu_seqlens(counts), plus(lengths, 1))
+    torch.cuda.synchronize()
+    with blocked(stream) as still:
+        for i, plan in enumerate(plans):
+            index[:], lengths[:], counts[:] = [i] * size, i % 5, i
+            plan.replay(rows(table, index, lengths), cu_seqlens(counts), plus(lengths, 1))
+        index[:], lengths[:], counts[:] = [15] * size, 9, 9
+        assert still()
+    for i, (pages, sums, after) in enumerate(buffers):
+        expected = torch.zeros(4, **INT)
+        expected[: i % 5] = table[i, : i % 5]
+        assert torch.equal(pages, expected.expand_as(pages))
+        assert torch.equal(sums, i * torch.arange(size + 1, **INT))
+        assert torch.equal(after, torch.full_like(after, i % 5 + 1))
+
+
+@pytest.mark.blocked
+def test_pinned_parts_freed_right_after_the_call():
+    """While the stream is blocked nothing was read yet, so nobody may get their memory and write to it."""
+    n, stream = 1 << 14, torch.cuda.Stream()
+    free_pinned_blocks((n,))
+    places, ones = torch.arange(n, dtype=torch.int32), torch.ones(n, dtype=torch.int32)
+    plan = fused_copy.Plan([torch.zeros(n, 1, **INT), torch.zeros(n + 1, **INT), torch.zeros(n, **INT)])
+
+    def parts(step):
+        return [
+            torch.empty(n, dtype=torch.int32, pin_memory=True).copy_(p) for p in (places + step, places.flip(0), ones)
+        ]
+
+    def replay(table, index, lengths):
+        plan.replay(rows(table[:, None], index, lengths), cu_seqlens(lengths), plus(lengths, 1))
+
+    replay(*parts(0))
+    for step in range(3):
+        torch.cuda.synchronize()
+        with blocked(stream) as still:
+            pinned = parts(step)
+            addresses = {part.data_ptr() for part in pinned}
+            replay(*pinned)
+            del pinned
+            churn = [torch.empty(n, dtype=torch.int32, pin_memory=True).fill_(-1) for _ in range(24)]
+            assert still(), "the call, or freeing its parts, waited for the stream"
+            assert not addresses & {c.data_ptr() for c in churn}, "memory was handed out before it was read"
+        pages, sums, after = plan.destinations
+        assert torch.equal(pages[:, 0].cpu(), places.flip(0) + step)
+        assert torch.equal(sums, torch.arange(n + 1, **INT))
+        assert torch.equal(after, torch.full_like(after, 2))
 
 
 @pytest.mark.blocked
@@ -189,10 +255,166 @@ def test_no_device_memory_is_allocated_and_little_pinned(size):
         plan.replay(values)
         torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
-    print(sorted(torch.cuda.host_memory_stats()))
     pinned = torch.cuda.host_memory_stats()["num_host_alloc"]
     for _ in range(50):
         plan.replay(values)
         torch.cuda.synchronize()
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     assert torch.cuda.host_memory_stats()["num_host_alloc"] == pinned
+
+
+# --- what only the GPU sees ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("pin", [False, True], ids=["on the GPU", "pinned"])
+def test_garbage_in_an_index_and_in_lengths(dtype, pin):
+    """Neither what lies beside the table nor anything farther off is read, and nothing of it arrives."""
+    limits = torch.iinfo(dtype)
+    garbage = [-1, -2, 5, 6, 2**31 - 1, -(2**31), limits.max, limits.min, limits.max // 4, limits.max // 16]
+
+    def part(numbers):
+        values = torch.tensor(numbers, dtype=dtype)
+        return values.pin_memory() if pin else values.cuda()
+
+    around = torch.full((9, 12), -777, **INT)
+    table = around[2:7, 3:11].copy_(torch.arange(40, **INT).view(5, 8))
+    index, lengths = [*garbage, *[4] * len(garbage)], [*[8] * len(garbage), *garbage]
+    wanted = torch.full((len(index) + 1, 9), 55, **INT)
+    for i, length in enumerate(garbage, len(garbage)):
+        columns = min(max(length, 0), 8)
+        wanted[i, :columns] = table[4, :columns]
+    for of_lengths in (part(lengths), rows(part([*lengths, 3]), part(range(len(lengths))))):
+        found = torch.full_like(wanted, 99)
+        fused_copy.replay([found], [rows(table, part(index), of_lengths)], [55])
+        assert torch.equal(found, wanted)
+    found = torch.full_like(wanted, 99)
+    of_lengths = rows(part([8] * 5), part(garbage))
+    fused_copy.replay([found], [rows(table, part([4] * len(garbage)), of_lengths)], [55])
+    assert (found == 55).all(), "rows without a length have none"
+
+
+def test_last_of_nothing_that_only_the_gpu_sees():
+    """An error where the host sees it; here the rest stays as it was."""
+    table, found = torch.arange(5, **INT), torch.full((6,), 9, **INT)
+    for index in ([-1, 1000], [5, -(2**31), 2**31 - 1]):
+        fused_copy.replay([found], [rows(table, torch.tensor(index, **INT))], ["last"])
+        assert found.tolist() == [9] * 6
+    fused_copy.replay([found], [rows(table, torch.tensor([-1, 3, 1000], **INT))], ["last"])
+    assert found.tolist() == [3] * 6
+
+
+@pytest.mark.parametrize("to", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_sums_that_wrap(to):
+    top = torch.iinfo(to).max
+    for numbers in ([], [top], [top, 1], [top, top, top, 7], [-top, -2, -1], [top // 3 + 1] * 1000):
+        lengths = torch.tensor(numbers, dtype=torch.int64, device="cuda")
+        found = torch.full((len(numbers) + 1,), 9, dtype=to, device="cuda")
+        fused_copy.replay([found], [cu_seqlens(lengths)])
+        assert found[0] == 0
+        assert torch.equal(found[1:], lengths.cumsum(0).to(to))
+
+
+# --- memory that the GPU cannot read, or may not ------------------------------------------------------------------
+
+
+@pytest.fixture
+def managed():
+    """Memory of the host and of the GPU, as what is asked for as pinned is under confidential computing."""
+    driver, address, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64(), 64
+    torch.zeros(1, device="cuda")  # makes the context
+    attach_global = 1
+    assert driver.cuMemAllocManaged(ctypes.byref(address), ctypes.c_size_t(8 * count), attach_global) == 0
+    yield torch.frombuffer((ctypes.c_int64 * count).from_address(address.value), dtype=torch.int64)
+    torch.cuda.synchronize()
+    assert driver.cuMemFree_v2(address) == 0
+
+
+@pytest.mark.parametrize("way", [fused_copy.replay, through_reference], ids=["fused", "reference"])
+def test_memory_that_passes_for_pinned(managed, way):
+    """What may be host values is read by the host, and what may not is refused with its name."""
+    assert not managed.is_pinned()
+    index, lengths, table = managed[:3], managed[3:6], managed[6:18].view(3, 4)
+    on_gpu = torch.arange(12, device="cuda").view(3, 4)
+    names = ("values", "pages", "sums", "after")
+    buffers = dict(zip(names, (torch.full(n, 99, device="cuda") for n in ((3,), (3, 4), (4,), (3,))), strict=True))
+    managed.copy_(torch.arange(64) % 3)
+    way(
+        buffers,
+        dict(zip(names, (index, rows(on_gpu, index, lengths), cu_seqlens(lengths), plus(index, 1)), strict=True)),
+    )
+    torch.cuda.synchronize()
+    managed.fill_(2)
+    assert buffers["values"].tolist() == [0, 1, 2]
+    assert buffers["pages"].tolist() == [[99] * 4, [4, 99, 99, 99], [8, 9, 99, 99]]
+    assert buffers["sums"].tolist() == [0, 0, 1, 3]
+    assert buffers["after"].tolist() == [1, 2, 3]
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    with pytest.raises(
+        RuntimeError, match=r"table of pair 1 \(pages\) is on cpu but the destination is on cuda:0: pin it"
+    ):
+        way(buffers, {"values": [5], "pages": rows(table, [0]), "sums": None, "after": None})
+    torch.cuda.synchronize()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in buffers.items())
+
+
+MANAGED_FOR_PINNED = """
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <stddef.h>
+    int cudaHostAlloc(void** memory, size_t size, unsigned flags) {
+        int (*managed)(void**, size_t, unsigned);
+        *(void**)&managed = dlsym(RTLD_DEFAULT, "cudaMallocManaged");
+        return managed(memory, size, 1);
+    }
+"""
+NOT_PINNED = """
+    import fused_copy, torch
+    from fused_copy import cu_seqlens, rows
+    like = {"dtype": torch.int32, "device": "cuda"}
+    table = torch.arange(64, **like).view(8, 8)
+    dst = {"ids": torch.zeros(40_000, **like), "pages": torch.zeros(8, 8, **like), "sums": torch.zeros(9, **like)}
+    asked = torch.empty(8, dtype=torch.int32, pin_memory=True)
+    assert not asked.is_pinned(), "it is pinned after all"
+    asked.copy_(torch.arange(8))
+    plan = fused_copy.Plan(dst)
+    plan.replay({"ids": asked, "pages": rows(table, asked, asked), "sums": cu_seqlens(asked)})
+    asked.fill_(3)
+    assert dst["ids"][:9].tolist() == [*range(8), 0]
+    assert torch.equal(dst["pages"], table.tril(-1))
+    assert dst["sums"].tolist() == [0, 0, 1, 3, 6, 10, 15, 21, 28]
+    before = {name: buffer.clone() for name, buffer in dst.items()}
+    for wrong in ({"ids": list(range(40_000))}, {"pages": rows(asked.view(2, 4), [1])}):
+        try:
+            plan.replay({"ids": None, "pages": None, "sums": [7], **wrong})
+        except RuntimeError as error:
+            print(error)
+        else:
+            raise AssertionError("taken")
+    assert all(torch.equal(buffer, before[name]) for name, buffer in dst.items())
+    plan.replay({"ids": [5], "pages": None, "sums": None})
+    assert dst["ids"][:2].tolist() == [5, 1]
+    print("done")
+"""
+
+
+@in_its_own_process
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc, for a runtime that pins nothing")
+def test_memory_asked_for_as_pinned_that_is_not(tmp_path):
+    """Torch's allocator of pinned memory gets managed memory: values in the launch work, and the rest says so."""
+    library(tmp_path, "managed.so", MANAGED_FOR_PINNED)
+    too_many, table, _ = run_script(NOT_PINNED, tmp_path, LD_PRELOAD=str(tmp_path / "managed.so")).splitlines()
+    assert "pinned is not pinned here: pass fewer values in one call" in too_many
+    assert "table of pair 1 (pages) is on cpu but the destination is on cuda:0: pin it" in table
+
+
+@two_gpus
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("here, there", [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_parts_on_another_gpu(part, here, there):
+    dst = [torch.zeros(2, device=here), torch.zeros(SHAPES.get(part, (4,)), dtype=torch.int64, device=here)]
+    src = [[1.0, 2.0], parts_of(torch.zeros(3, dtype=torch.int64, device=there), here)[part]()]
+    for way in (fused_copy.replay, lambda d, s: fused_copy.Plan(d).replay(*s), through_reference):
+        with pytest.raises(RuntimeError, match=f"{of_pair(part, 1)}is on {there} but the destination is on {here}"):
+            way(dst, src)
+        assert not any(d.any() for d in dst)
