@@ -125,20 +125,33 @@ double float_of(const Destination& to, PyObject* item, size_t position) {
   refuse_item(to, item, position);
 }
 
-// Those of ids, positions and lengths: most often small numbers, which a function of its own would take as long to read
-// again.
+// Puts items as long as they are plain integers that fit, which runs no Python code, and returns how many were.
+template <class Integer>
+size_t put_plain_integers(TensorSpan items, Integer* numbers) {
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!PyLong_CheckExact(items[i])) return i;
+#if PY_VERSION_HEX >= 0x030C0000
+    // Of one digit: those of ids, positions and lengths.
+    const auto* const digits = reinterpret_cast<PyLongObject*>(items[i]);
+    if (PyUnstable_Long_IsCompact(digits)) {
+      const Py_ssize_t number = PyUnstable_Long_CompactValue(digits);
+      if (number != static_cast<Integer>(number)) return i;
+      numbers[i] = static_cast<Integer>(number);
+      continue;
+    }
+#endif
+    int overflow;
+    const long long number = PyLong_AsLongLongAndOverflow(items[i], &overflow);
+    if (overflow != 0 || number != static_cast<Integer>(number)) return i;
+    numbers[i] = static_cast<Integer>(number);
+  }
+  return items.size();
+}
+
 template <class Integer>
 void put_integers(const Destination& to, TensorSpan items, std::byte* place) {
   auto* numbers = reinterpret_cast<Integer*>(place);
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (PyLong_CheckExact(items[i])) {
-      int overflow;
-      const long long number = PyLong_AsLongLongAndOverflow(items[i], &overflow);
-      if (overflow == 0 && number == static_cast<Integer>(number)) {
-        numbers[i] = static_cast<Integer>(number);
-        continue;
-      }
-    }
+  for (size_t i = put_plain_integers(items, numbers); i < items.size(); ++i) {
     numbers[i] = static_cast<Integer>(integer_of(to, items[i], i));
   }
 }
