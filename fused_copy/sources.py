@@ -27,7 +27,7 @@ class rows(NamedTuple):
     the table that only the GPU can see: that row is outside of the corner, so it becomes the fill, or stays as it was.
     One beyond the table that the host can see raises. Nothing is read outside of the table.
 
-    Args:
+    Attributes:
         table: a tensor of one dimension or more, any strides, on the destinations' device or in pinned memory. Its
             dtype is the destination's, or each of the two is int32 or int64.
         index: one dimension, int32 or int64: a tensor on that device, a pinned one, or host values.
@@ -53,7 +53,7 @@ class cu_seqlens(NamedTuple):
     With ``fill="last"`` the rest of the buffer becomes the total, as attention kernels want of padded rows: that these
     have no tokens.
 
-    Args:
+    Attributes:
         lengths: one dimension, integers: a tensor on the destinations' device, a pinned one, or host values.
 
     Sums wrap in the destination's dtype, which is one of integers, as ``torch.cumsum(lengths, 0, dtype=...)`` does.
@@ -65,7 +65,7 @@ class cu_seqlens(NamedTuple):
 class plus(NamedTuple):
     """Stands for a source: every value of ``source`` plus the integer ``n``.
 
-    Args:
+    Attributes:
         source: integers of any shape and strides: a tensor on the destinations' device, a pinned one, or host values.
         n: added in the source's dtype, where sums wrap as torch's do. Then they are cast to the destination's.
     """
