@@ -67,9 +67,11 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys, timed):
     assert main(["bench", "--json", str(path), "--plot", str(tmp_path / "bench.png")]) == 130
     found = json.loads(path.read_text())
     assert not found["complete"]
-    assert len(found["rows"]) == min(timed, len(WAYS))
-    out = capsys.readouterr().out
-    assert "stopped" in out and ("plan.replay" in out) == (timed > 0)
+    kept = WAYS[max(0, len(WAYS) - timed) :]  # the first round begins with the last way
+    assert [row["way"] for row in found["rows"]] == kept
+    _, stopped, table = capsys.readouterr().out.partition("stopped")
+    assert stopped
+    assert [line.split("  ")[0] for line in table.splitlines() if line.startswith(tuple(WAYS))] == kept
 
 
 def test_a_narrow_console_cuts_nothing_off():
