@@ -330,7 +330,9 @@ void derive(Input& in, Case& call, const Tensor& dst, Derivation derivation, int
   const bool by_row = lengths % 2;
   // As engines have it: a length for each of the table's rows, by the index of those.
   const bool of_table = by_row && rows <= 1 << 11 && in.byte() % 2;
-  const int64_t of_rows = of_table ? rows : by_row ? in.byte() % 8 : count + (in.rarely() ? 1 : 0);
+  const int64_t of_rows = of_table ? rows + (in.rarely() ? 1 : 0)
+                          : by_row ? in.byte() % 8
+                                   : count + (in.rarely() ? 1 : 0);
   integers(2, of_rows, columns + 2, index_dtype(), false);
   if (of_table) {
     source.lengths_index = source.index;
