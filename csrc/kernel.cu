@@ -163,7 +163,7 @@ __device__ inline void run_cast(Operation operation, const LaneWalk& walk, bool 
   cast_units<kElements>(from, to, walk, std::make_integer_sequence<int, kCastableDTypes>());
 }
 
-// Element by element, by one function that all kernels share which have it.
+// Element by element, in little code: rare beside other sources.
 __device__ __noinline__ void cast_elements(int from, int to, uint64_t src, uint64_t dst, uint32_t count) {
   LaneWalk element{.src = src, .dst = dst, .count = 1};
 #pragma unroll 1

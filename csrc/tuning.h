@@ -25,13 +25,13 @@ constexpr uint64_t kMinPlainColumns = kWarpLanes / 2 + 1;
 // Shorter rows gain less from wide accesses than the launch loses by no longer being plain.
 constexpr int64_t kMinRaggedRowBytes = 4096;
 
-// Lengths that a lane loads at a time, of those that one warp sums up.
+// Lengths that a lane loads at a time, of those that one warp sums up: "sums of up to 256 lengths step by step".
 constexpr int kLaneLengths = 8;
 // So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what
-// lies beyond a row's length costs no warps.
+// lies beyond a row's length costs no warps. Not measured.
 constexpr uint64_t kCutRowWarps = 16384;
 // Items of a row that a lane has in flight where they become others, and what a load reads at least of those that lie
-// apart.
+// apart: "items of pages by tiles that count the sectors".
 constexpr int kLaneItems = 4;
 constexpr int kSectorBytesLog2 = 5;
 constexpr int kMaxItemTileBytesLog2 = 12;

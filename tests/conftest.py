@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from entries import OP, PYTHON, REFERENCE, Entry
 from hypothesis import settings
+
+import fused_copy
+from fused_copy import backends
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -34,6 +38,15 @@ def entry(request: pytest.FixtureRequest) -> Entry:
 def any_entry(request: pytest.FixtureRequest) -> Entry:
     """Where the operators of torch that the reference is made of must show the same."""
     return request.param
+
+
+@pytest.fixture
+def fallback() -> Iterator[None]:
+    """The back end for loops that must not stop, with nothing warned of yet."""
+    backends._warned.clear()
+    with fused_copy.backend("fallback"):
+        yield
+    backends._warned.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -213,15 +213,6 @@ def test_the_same_text_for_every_number(dtype):
 # --- fallback -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fallback():
-    """The back end for loops that must not stop, with nothing warned of yet."""
-    backends._warned.clear()
-    with fused_copy.backend("fallback"):
-        yield
-    backends._warned.clear()
-
-
 def shifted():
     buf = torch.arange(8.0)
     return [buf[1:]], [buf[:-1]], [[0, 0, 1, 2, 3, 4, 5, 6]], buf

@@ -24,7 +24,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_copy
-from fused_copy import backends, cu_seqlens, plus, rows
+from fused_copy import cu_seqlens, plus, rows
 from fused_copy.ops import flatten, unflatten
 
 INT = torch.int32
@@ -499,14 +499,6 @@ def test_explain_refuses_what_goes_through_the_dispatcher():
 
 
 # --- fallback -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def fallback():
-    backends._warned.clear()
-    with fused_copy.backend("fallback"):
-        yield
-    backends._warned.clear()
 
 
 def overlapping():
