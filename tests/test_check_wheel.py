@@ -15,7 +15,7 @@ import sysconfig
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 
@@ -60,7 +60,7 @@ def problems(folder: Path, files: dict[str, bytes], tag: str, expected: str | No
     files = {**files, f"{INFO}/WHEEL": b"\n".join([*kept, *tags]) + b"\n"}
     files = {f"{INFO}/RECORD": record(files), **files}
     wheel = folder / f"{INFO.removesuffix('.dist-info')}-{tag}.whl"
-    with ZipFile(wheel, "w") as archive:
+    with ZipFile(wheel, "w", ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return list(check_wheel.problems(wheel, not _C.has_gpu_code, expected))
@@ -124,6 +124,11 @@ def test_contents(tmp_path):
         "has other contents than the tree in fused_copy/ops.py",
         "its LICENSE is not the project's",
     ]
+
+
+def test_size(tmp_path):
+    size, _ = problems(tmp_path, installed() | {"fused_copy/noise": os.urandom(2_000_000)}, tag())
+    assert size.endswith(" bytes: at most 2,000,000")
 
 
 def test_record(tmp_path, monkeypatch):
