@@ -81,7 +81,8 @@ void cast_tile(const Tile& tile, int unit_elements) {
     if (side_by_side) {  // a loop that the compiler makes vectors of
       const auto* from = static_cast<const From*>(at(src));
       auto* to = static_cast<To*>(at(dst));
-      for (uint32_t i = 0; i < tile.columns; ++i) to[i] = convert<To, From, c10::Half, c10::BFloat16>(from[i]);
+      const uint32_t columns = tile.columns;  // which `to` may overlap, for all that the compiler knows
+      for (uint32_t i = 0; i < columns; ++i) to[i] = convert<To, From, c10::Half, c10::BFloat16>(from[i]);
       return;
     }
     for (uint32_t column = 0; column < tile.columns; ++column) {
@@ -279,8 +280,9 @@ void convert_array(const HostArray& array, DType to, std::byte* values) {
     }
   };
   if (rank == 0) return run(tile);
+  constexpr int64_t kMostColumns = 1 << 30;
+  const int64_t columns = array.sizes[rank - 1];
   tile.src_column_stride = array.strides[rank - 1];
-  tile.columns = static_cast<uint32_t>(array.sizes[rank - 1]);
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < rank; ++d) rows *= array.sizes[d];
   for (int64_t row = 0; row < rows; ++row) {
@@ -290,8 +292,13 @@ void convert_array(const HostArray& array, DType to, std::byte* values) {
       of_row.src += static_cast<uint64_t>(left % array.sizes[d] * array.strides[d]);
       left /= array.sizes[d];
     }
-    of_row.dst += static_cast<uint64_t>(row) * tile.columns * to_item;
-    run(of_row);
+    of_row.dst += static_cast<uint64_t>(row * columns * to_item);
+    for (int64_t first = 0; first < columns; first += kMostColumns) {
+      of_row.columns = static_cast<uint32_t>(std::min(columns - first, kMostColumns));
+      run(of_row);
+      of_row.src += static_cast<uint64_t>(kMostColumns * tile.src_column_stride);
+      of_row.dst += static_cast<uint64_t>(kMostColumns * to_item);
+    }
   }
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <functional>
 #include <mutex>
 
 namespace fused_copy {
@@ -76,16 +75,12 @@ void locate_part(HostValues& values, SourcePart& part, const TensorView& destina
   take_values(values, part, part.view.dtype);
 }
 
-bool fits(const TensorView& source, const TensorView& destination) {
-  return source.rank == destination.rank &&
-         std::equal(source.sizes, source.sizes + source.rank, destination.sizes, std::less_equal<>());
-}
-
 void locate_sources(std::span<const TensorView> destinations, Workspace& work) {
   const size_t given = work.derived.size();
   for (size_t i = 0; i < work.source_views.size() && i < destinations.size(); ++i) {
     TensorView& source = work.source_views[i];
-    if (locate(source, destinations[i]) != HostMemory::Pageable || !fits(source, destinations[i])) continue;
+    const std::span<const int64_t> sizes(source.sizes, static_cast<size_t>(source.rank));
+    if (locate(source, destinations[i]) != HostMemory::Pageable || !fits(sizes, destinations[i])) continue;
     DerivedSource values{.pair = static_cast<int64_t>(i), .derivation = Derivation::Values};
     values.source.view = source;
     take_values(work.values, values.source, destinations[i].dtype);
@@ -100,7 +95,7 @@ void locate_sources(std::span<const TensorView> destinations, Workspace& work) {
       locate_part(work.values, *part, destination);
     }
   }
-  std::ranges::sort(work.derived, {}, &DerivedSource::pair);
+  if (work.derived.size() > given) std::ranges::sort(work.derived, {}, &DerivedSource::pair);
 }
 
 // Pinned memory of torch's own allocator, which has some at hand in steady state.

@@ -172,8 +172,6 @@ void read_sources(const List& names, const List& numbers, const OwnedTensors& pa
     throw InvalidInput(-1, "got " + std::to_string(names.size()) + " sources and " + std::to_string(numbers.size()) +
                                " numbers: pass one number for each source");
   }
-  TensorView no_tensor{};
-  no_tensor.device.type = DeviceType::Other;  // or else it would be host memory
   for (size_t i = 0, size = names.size(); i < size; ++i) {
     const auto pair = static_cast<int64_t>(i);
     const auto name = names.item<std::string>(i);
@@ -196,7 +194,7 @@ void read_sources(const List& names, const List& numbers, const OwnedTensors& pa
                              : p == 2 ? "lengths"
                                       : "index of the lengths");
     }
-    work.source_views.push_back(no_tensor);
+    work.source_views.push_back(kNoTensor);
   }
   if (next != parts.size()) {
     throw InvalidInput(-1,

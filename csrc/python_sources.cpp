@@ -148,21 +148,19 @@ size_t put_plain_integers(TensorSpan items, Integer* numbers) {
   return items.size();
 }
 
-template <class Integer>
-void put_integers(const Destination& to, TensorSpan items, std::byte* place) {
-  auto* numbers = reinterpret_cast<Integer*>(place);
-  for (size_t i = put_plain_integers(items, numbers); i < items.size(); ++i) {
-    numbers[i] = static_cast<Integer>(integer_of(to, items[i], i));
+size_t put_plain_integers(DType dtype, TensorSpan items, std::byte* place) {
+  switch (dtype) {
+    case DType::Int32: return put_plain_integers(items, reinterpret_cast<int32_t*>(place));
+    case DType::Int64: return put_plain_integers(items, reinterpret_cast<int64_t*>(place));
+    default: return 0;
   }
 }
 
 void put_numbers(const Destination& to, TensorSpan items, std::byte* place) {
   const NumberFormat& format = info(to.dtype).format;
   const auto size = static_cast<size_t>(info(to.dtype).size);
-  if (to.dtype == DType::Int32) return put_integers<int32_t>(to, items, place);
-  if (to.dtype == DType::Int64) return put_integers<int64_t>(to, items, place);
   if (is_integer(format)) {
-    for (size_t i = 0; i < items.size(); ++i) {
+    for (size_t i = put_plain_integers(to.dtype, items, place); i < items.size(); ++i) {
       const uint64_t number = integer_of(to, items[i], i);
       std::memcpy(place + i * size, &number, size);
     }
@@ -276,14 +274,7 @@ class ValueReader {
   // `dtype` is what the values become; none: their own, and int64 for Python's numbers.
   void read(int64_t pair, const char* name, PyObject* object, std::optional<DType> dtype, SourcePart& part) {
     const Destination to{pair, name, names_, dtype.value_or(DType::Int64)};
-    if (PyList_Check(object) || PyTuple_Check(object)) {
-      // Copied: another thread, or a number's own code, may change the list meanwhile.
-      const auto items = py::reinterpret_steal<py::object>(PySequence_Tuple(object));
-      if (!items) throw py::error_already_set();
-      const TensorSpan span = items_of(items);
-      const auto size = static_cast<int64_t>(span.size());
-      return put_numbers(to, span, values_.add(part, {&size, 1}, to.dtype));
-    }
+    if (PyList_Check(object) || PyTuple_Check(object)) return read_list(to, object, part);
     if (PyLong_Check(object) || PyFloat_Check(object)) return read_number(to, object, part);
     if (PyObject_CheckBuffer(object) && !PyBytes_Check(object) && !PyByteArray_Check(object)) {
       return read_array(to, object, dtype, part);
@@ -296,6 +287,30 @@ class ValueReader {
   }
 
  private:
+  std::byte* add_row(const Destination& to, size_t items, SourcePart& part) {
+    const auto size = static_cast<int64_t>(items);
+    return values_.add(part, {&size, 1}, to.dtype);
+  }
+
+  void read_list(const Destination& to, PyObject* list, SourcePart& part) {
+    std::byte* place = nullptr;
+    size_t size = 0;
+#ifndef Py_GIL_DISABLED
+    if (PyList_CheckExact(list) && (to.dtype == DType::Int32 || to.dtype == DType::Int64)) {
+      const TensorSpan items = items_of(list);
+      size = items.size();
+      place = add_row(to, size, part);
+      if (put_plain_integers(to.dtype, items, place) == size) return;
+    }
+#endif
+    // Copied: another thread, or a number's own code, may change the list meanwhile.
+    const auto copy = py::reinterpret_steal<py::object>(PySequence_Tuple(list));
+    if (!copy) throw py::error_already_set();
+    const TensorSpan items = items_of(copy);
+    if (place == nullptr || items.size() != size) place = add_row(to, items.size(), part);
+    put_numbers(to, items, place);
+  }
+
   // One number, of the destination's shape.
   std::span<const int64_t> ones(const Destination& to) {
     const TensorView& destination = destinations_[to.pair];
@@ -347,6 +362,8 @@ class ValueReader {
     std::copy_n(array.strides, array.rank, strides.begin());
     const std::span<const int64_t> shape =
         array.rank == 0 ? ones(to) : std::span<const int64_t>(sizes.data(), array.rank);
+    // Left for the planner to refuse: an array may be a single number that repeats more often than memory holds.
+    if (to.part == kValues && !fits(shape, destinations_[to.pair])) return values_.describe(part, shape, becomes);
     std::byte* const place = values_.add(part, shape, becomes);
     if (std::ranges::find(shape, 0) != shape.end()) return;
     convert_array({array.data, {sizes.data(), array.rank}, {strides.data(), array.rank}, array.dtype}, becomes, place);
@@ -510,13 +527,21 @@ void read_values(TensorSpan sources, std::span<const TensorView> destinations, p
 }
 
 bool read_sources(TensorSpan sources, Role role, Workspace& work, bool dispatched) {
-  TensorView no_tensor{};
-  no_tensor.device.type = DeviceType::Other;  // or else it would be host memory
-  work.source_views.assign(sources.size(), no_tensor);
+  work.source_views.assign(sources.size(), kNoTensor);
   Known known;
+  // A step's lengths are a part of several sources: what was read just now is not read again.
+  std::array<std::pair<PyObject*, const TensorView*>, 4> recent{};
+  size_t reads = 0;
   const auto read = [&](PyObject* tensor, int64_t pair, Role of, TensorView& view) {
-    if (!dispatched) return read_plain_tensor(tensor, pair, of, view, known);
-    read_dispatched_tensor(tensor, pair, of.name, view);
+    for (const auto& [object, known_view] : recent) {
+      if (object == tensor) return view = *known_view, true;
+    }
+    if (dispatched) {
+      read_dispatched_tensor(tensor, pair, of.name, view);
+    } else if (!read_plain_tensor(tensor, pair, of, view, known)) {
+      return false;
+    }
+    recent[reads++ % recent.size()] = {tensor, &view};
     return true;
   };
   for (size_t i = 0; i < sources.size(); ++i) {

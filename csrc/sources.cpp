@@ -2,7 +2,7 @@
 
 namespace fused_copy {
 
-std::byte* HostValues::add(SourcePart& part, std::span<const int64_t> sizes, DType dtype) {
+void HostValues::describe(SourcePart& part, std::span<const int64_t> sizes, DType dtype) {
   const auto rank = static_cast<int64_t>(sizes.size());
   if (chunk_ == chunks_.size()) chunks_.push_back(std::make_unique<Chunk>());
   if (used_ + 2 * rank > std::size(chunks_[chunk_]->numbers)) {
@@ -17,15 +17,21 @@ std::byte* HostValues::add(SourcePart& part, std::span<const int64_t> sizes, DTy
     numbers[rank + d] = elements;
     elements *= sizes[d];
   }
-  const int64_t bytes = elements * info(dtype).size;
   part.given = part.by_value = true;
-  part.view = {.address = add(static_cast<size_t>(bytes)),
+  part.view = {.address = used_blocks_ * kAlignment,
                .sizes = numbers,
                .strides = numbers + rank,
                .rank = rank,
-               .storage_bytes = bytes,
+               .storage_bytes = elements * info(dtype).size,
                .dtype = dtype};
-  return at(part.view.address);
+}
+
+std::byte* HostValues::add(SourcePart& part, std::span<const int64_t> sizes, DType dtype) {
+  describe(part, sizes, dtype);
+  const size_t place = used_blocks_;
+  used_blocks_ += (static_cast<size_t>(part.view.storage_bytes) + kAlignment - 1) / kAlignment;
+  if (used_blocks_ > blocks_.size()) blocks_.resize(used_blocks_);
+  return reinterpret_cast<std::byte*>(blocks_.data() + place);
 }
 
 }  // namespace fused_copy

@@ -21,7 +21,8 @@ enum class Derivation : uint8_t {
 
 // A tensor that a source is made of, or host values.
 struct SourcePart {
-  TensorView view{};
+  SourcePart() {}  // member by member: zeroing all at once, as `= default` does, takes compilers three times as long
+  TensorView view;
   bool given = false;
   bool by_value = false;         // the view's address is a place among the call's HostValues, side by side
   const void* tensor = nullptr;  // what the front door knows it by
@@ -71,21 +72,13 @@ class HostValues {
  public:
   static constexpr size_t kAlignment = 16;
 
-  void clear() {
-    blocks_.clear();
-    chunk_ = used_ = 0;
-  }
-  // Room for so many bytes, and its place: a multiple of the alignment. Moves the bytes that are there.
-  uint64_t add(size_t bytes) {
-    const size_t place = blocks_.size();
-    blocks_.resize(place + (bytes + kAlignment - 1) / kAlignment);
-    return place * kAlignment;
-  }
-  std::byte* at(uint64_t place) { return reinterpret_cast<std::byte*>(blocks_.data()) + place; }
+  void clear() { used_blocks_ = chunk_ = used_ = 0; }
   std::span<const std::byte> bytes() const {
-    return {reinterpret_cast<const std::byte*>(blocks_.data()), blocks_.size() * kAlignment};
+    return {reinterpret_cast<const std::byte*>(blocks_.data()), used_blocks_ * kAlignment};
   }
-  // Makes the part one of values of this shape and dtype, and returns where they go.
+  // Makes the part one of values of this shape and dtype, for which there is no room yet.
+  void describe(SourcePart& part, std::span<const int64_t> sizes, DType dtype);
+  // The same with room for them, and returns where they go. Moves the bytes that are there.
   std::byte* add(SourcePart& part, std::span<const int64_t> sizes, DType dtype);
   size_t capacity_bytes() const { return blocks_.capacity() * kAlignment + chunks_.size() * sizeof(Chunk); }
 
@@ -97,7 +90,8 @@ class HostValues {
     int64_t numbers[16 * kMaxRank];
   };
 
-  std::vector<Block> blocks_;
+  std::vector<Block> blocks_;  // those from `used_blocks_` on are left from earlier calls
+  size_t used_blocks_ = 0;
   std::vector<std::unique_ptr<Chunk>> chunks_;  // of sizes and strides, which do not move
   size_t chunk_ = 0, used_ = 0;
 };
@@ -113,6 +107,9 @@ struct HostArray {
 // Puts the array's elements side by side as this dtype, with the values of Tensor.copy_. Both dtypes are castable, or
 // they are the same.
 void convert_array(const HostArray& array, DType to, std::byte* values);
+
+// What stands in place of a pair's source that `derived` tells of. On no device, or else it would be host memory.
+inline constexpr TensorView kNoTensor{.device = {.type = DeviceType::Other}};
 
 // What a call copies from. `derived` tells, in their order, of the pairs that `tensors` say nothing of.
 struct CallSources {

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
 
 #include "dtype.h"
@@ -27,12 +29,12 @@ struct Autograd {
 
 // What a front door knows of a tensor. Sizes and strides stay where the tensor keeps them; strides count elements.
 struct TensorView {
-  uint64_t address;
-  const int64_t* sizes;
-  const int64_t* strides;
-  int64_t rank;
-  int64_t storage_bytes;  // from `address` to the end of the storage
-  DType dtype;
+  uint64_t address = 0;
+  const int64_t* sizes = nullptr;
+  const int64_t* strides = nullptr;
+  int64_t rank = 0;
+  int64_t storage_bytes = 0;  // from `address` to the end of the storage
+  DType dtype = {};
   Device device;
   bool pinned = false;  // host memory that the destinations' GPU reads at `address`
   bool strided = true;  // false: sparse or another layout that has no strides
@@ -42,6 +44,12 @@ struct TensorView {
 
 inline bool is_empty(const TensorView& view) {
   return std::any_of(view.sizes, view.sizes + view.rank, [](int64_t size) { return size == 0; });
+}
+
+// Whether a source of this shape is a corner of the destination.
+inline bool fits(std::span<const int64_t> sizes, const TensorView& destination) {
+  return static_cast<int64_t>(sizes.size()) == destination.rank &&
+         std::equal(sizes.begin(), sizes.end(), destination.sizes, std::less_equal<>());
 }
 
 constexpr int64_t kTooManyBytes = INT64_MAX;

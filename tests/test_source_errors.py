@@ -242,7 +242,16 @@ def test_one_number_for_a_part(number):
 
 
 @pytest.mark.parametrize(
-    "values", [[0] * 5, np.zeros(5, int), torch.zeros(5, dtype=INT), np.zeros((2, 2), int), [0] * 99]
+    "values",
+    [
+        [0] * 5,
+        np.zeros(5, int),
+        torch.zeros(5, dtype=INT),
+        np.zeros((2, 2), int),
+        [0] * 99,
+        np.broadcast_to(0, 10**15),  # one number in memory
+    ],
+    ids=str,
 )
 def test_values_that_do_not_fit(values):
     refused(torch.zeros(4, dtype=INT), values, RuntimeError, "source has shape", "[4]")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from cpp import CSRC, needs_compiler, output_of
 from fuzz_planner import PLANNER
-
-CSRC = Path(__file__).parents[2] / "csrc"
 
 # Prints how far the bytes reach, beyond the buffer's first, that the lanes of a copy's last tile write. Its arguments
 # are the rows and columns of bytes that are copied, and the pitch of both sides.
@@ -54,13 +51,8 @@ int main(int, char** arguments) {
 
 def reach(folder: Path, planner: str, rows: int, columns: int, pitch: int) -> int:
     (folder / "planner.cpp").write_text(planner)
-    (folder / "main.cpp").write_text(LAST_TILE)
-    sources = [folder / "main.cpp", folder / "planner.cpp", *(path for path in PLANNER if path.name != "planner.cpp")]
-    subprocess.run(["g++", "-std=c++20", "-O1", "-w", f"-I{CSRC}", *sources, "-o", folder / "walk"], check=True)
-    return int(subprocess.check_output([folder / "walk", str(rows), str(columns), str(pitch)], text=True))
-
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+    sources = [folder / "planner.cpp", *(path for path in PLANNER if path.name != "planner.cpp")]
+    return int(output_of(folder, LAST_TILE, sources, arguments=[rows, columns, pitch]))
 
 
 @needs_compiler
