@@ -40,18 +40,19 @@ def find_cuda_home() -> str | None:
     ]
     for candidate in filter(None, candidates):
         if Path(candidate, "bin/nvcc").exists() and Path(candidate, "include/cuda_runtime.h").exists():
-            check_version(Path(candidate, "bin/nvcc"))
             return str(candidate)
     return None
 
 
-def check_version(nvcc: Path) -> None:
+def checked_version(nvcc: Path) -> tuple[int, ...]:
     release = re.search(r"release (\d+)\.(\d+)", subprocess.check_output([nvcc, "--version"], text=True))
-    if (found := tuple(map(int, release.groups()))) < OLDEST_CUDA:
+    found = tuple(map(int, release.groups()))
+    if found < OLDEST_CUDA:
         sys.exit(
             "fused_copy: {} is of CUDA {}.{}, and GPU code needs {}.{} or newer: set CUDA_HOME to such a CUDA, or "
             "FUSED_COPY_CPU_ONLY=1 to build for CPU tensors alone".format(nvcc, *found, *OLDEST_CUDA)
         )
+    return found
 
 
 def extension():
@@ -72,12 +73,15 @@ def extension():
         # torch without CUDA, or with another CUDA version than nvcc's, builds the same binary.
         cpp_extension.CUDA_HOME = cuda_home
         cpp_extension._check_cuda_version = lambda *_: None
+        # Drivers older than CUDA 12.4 cannot read it: those that run what CUDA 13 builds all can.
+        small = checked_version(Path(cuda_home, "bin/nvcc")) >= (13, 0)
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in GPU_ARCHITECTURES]
         arguments["extra_compile_args"]["nvcc"] = [
             "-std=c++20",
             "-O3",
             "--threads=2",
             "-Xfatbin=-compress-all",
+            *(["--compress-mode=size"] if small else []),
             "-Xcompiler=-fvisibility=hidden",
             *code,
             f"-gencode=arch=compute_{PTX},code=compute_{PTX}",

@@ -78,6 +78,8 @@ def test_integers_beyond_the_dtype(dtype):
         -float("inf"),
         2.0**limits.bits,
         -(2.0**limits.bits),
+        float(limits.max + 1),
+        -1.0 if limits.min == 0 else limits.min * 1.01,
     ):
         for make in (list, tuple):
             refused(
