@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import operator
 import random
 import threading
 import warnings
@@ -246,8 +245,23 @@ class Index:
         return self.number
 
 
-NUMBERS = [7, 7.9, np.int64(7), np.float32(7), np.array(7), np.bool_(True), True, Index(7)]
-IN_ONE_DIMENSION = [(7.9,), [np.int16(7)], [Index(7)], array.array("q", [7]), memoryview(b"\7"), np.array([7.9])]
+class FloatWithIndex(float):
+    """A float for torch.tensor."""
+
+    def __index__(self):
+        return 3
+
+
+NUMBERS = [7, 7.9, np.int64(7), np.float32(7), np.array(7), np.bool_(True), True, Index(7), FloatWithIndex(7)]
+IN_ONE_DIMENSION = [
+    (7.9,),
+    [np.int16(7)],
+    [Index(7)],
+    [FloatWithIndex(7)],
+    array.array("q", [7]),
+    memoryview(b"\7"),
+    np.array([7.9]),
+]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +272,7 @@ def test_a_number_in_every_form(way):
         for shape in ((), (1,), (1, 1)):
             dst = torch.zeros(shape, dtype=INT)
             way([dst], [number])
-            assert dst.sum() == int(operator.index(number) if isinstance(number, Index) else number), (number, shape)
+            assert dst.sum() == int(float(number)), (number, shape)
     for numbers in IN_ONE_DIMENSION:
         dst = torch.zeros(1, dtype=INT)
         way([dst], [numbers])
