@@ -250,19 +250,31 @@ std::optional<ArrayLayout> read_numpy_array(PyObject* object) {
 
 class Buffer {
  public:
-  // Nothing where the object does not say how its items lie: NumPy's dates have none that it can say.
+  // Nothing where the object does not say how its items lie. NumPy's dates do not: an array of them raises, and a
+  // single one is bytes without strides. Other exporters leave out the strides of numbers, as ctypes does.
   explicit Buffer(PyObject* object) {
-    if (PyObject_GetBuffer(object, &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) PyErr_Clear();
+    if (PyObject_GetBuffer(object, &buffer_, PyBUF_STRIDES | PyBUF_FORMAT) != 0) {
+      PyErr_Clear();
+      return;
+    }
+    shown_ = buffer_.ndim == 0 || buffer_.strides != nullptr;
+    if (!shown_ && std::strcmp(format(), "B") != 0) {
+      PyBuffer_FillContiguousStrides(buffer_.ndim, buffer_.shape, own_strides_.data(), buffer_.itemsize, 'C');
+      shown_ = true;
+    }
   }
   ~Buffer() { PyBuffer_Release(&buffer_); }
-  explicit operator bool() const { return buffer_.obj != nullptr && (buffer_.ndim == 0 || buffer_.strides != nullptr); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  const Py_buffer& operator*() const { return buffer_; }
+  explicit operator bool() const { return shown_; }
+  const char* format() const { return buffer_.format ? buffer_.format : "B"; }
+  const Py_ssize_t* strides() const { return buffer_.strides ? buffer_.strides : own_strides_.data(); }
   const Py_buffer* operator->() const { return &buffer_; }
 
  private:
   Py_buffer buffer_{};
+  std::array<Py_ssize_t, PyBUF_MAX_NDIM> own_strides_;
+  bool shown_ = false;
 };
 
 // Reads one source, or one part of it, that is no tensor.
@@ -334,16 +346,16 @@ class ValueReader {
   void read_array(const Destination& to, PyObject* object, std::optional<DType> dtype, SourcePart& part) {
     if (const auto array = read_numpy_array(object)) return read_layout(to, *array, dtype, part);
     const Buffer buffer(object);
-    const char* const format = buffer->format ? buffer->format : "B";
-    const DType own = buffer ? dtype_of(format, buffer->itemsize) : DType::Unsupported;
+    const DType own = buffer ? dtype_of(buffer.format(), buffer->itemsize) : DType::Unsupported;
     if (own == DType::Unsupported) {
       raise_type_error(to.pair, to.part, names_,
                        std::string("are ") + Py_TYPE(object)->tp_name +
-                           (buffer ? std::string(" of a dtype that torch does not have (") + format + ")"
+                           (buffer ? std::string(" of a dtype that torch does not have (") + buffer.format() + ")"
                                    : " that do not show their dtype or strides") +
                            ": pass numbers of one of torch's dtypes");
     }
-    read_layout(to, {buffer->buf, static_cast<size_t>(buffer->ndim), buffer->shape, buffer->strides, own}, dtype, part);
+    read_layout(to, {buffer->buf, static_cast<size_t>(buffer->ndim), buffer->shape, buffer.strides(), own}, dtype,
+                part);
   }
 
   void read_layout(const Destination& to, const ArrayLayout& array, std::optional<DType> dtype, SourcePart& part) {
@@ -365,7 +377,6 @@ class ValueReader {
     // Left for the planner to refuse: an array may be a single number that repeats more often than memory holds.
     if (to.part == kValues && !fits(shape, destinations_[to.pair])) return values_.describe(part, shape, becomes);
     std::byte* const place = values_.add(part, shape, becomes);
-    if (std::ranges::find(shape, 0) != shape.end()) return;
     convert_array({array.data, {sizes.data(), array.rank}, {strides.data(), array.rank}, array.dtype}, becomes, place);
   }
 

@@ -5,6 +5,7 @@ Parts of theirs that are host values are taken at the call, as :func:`fused_copy
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -85,18 +86,31 @@ def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Ten
     """Host values as a CPU tensor: for a destination of its dtype where they are Python's, and of its shape if one."""
     if isinstance(values, torch.Tensor):
         return values
-    if isinstance(values, (list, tuple, int, float)):
-        # Those that are no source by themselves are integers: floats show as such, to be refused.
-        dtype = destination.dtype if destination is not None else None if values else torch.int64
-        tensor = torch.tensor(values, dtype=dtype, device="cpu")
-        if tensor.dim() > 1:
-            raise TypeError("fused_copy: a list has lists in it: pass a tensor or an array")
-    else:
+    if isinstance(values, (list, tuple)):
+        values = [_plain_number(number) for number in values]
+    elif not isinstance(values, (int, float)):
         import numpy as np  # which torch does not need
 
-        # Of a copy, as torch takes no negative strides, and warns of memory that is read-only.
-        tensor = torch.as_tensor(np.array(values), device="cpu")
+        array = np.array(values)  # a copy, as torch takes no negative strides, and warns of memory that is read-only
+        if array.dtype != object or array.ndim > 0:
+            return _of_shape(torch.as_tensor(array, device="cpu"), destination)
+        values = _plain_number(values)
+    # Those that are no source by themselves are integers: floats show as such, to be refused.
+    dtype = destination.dtype if destination is not None else None if values else torch.int64
+    return _of_shape(torch.tensor(values, dtype=dtype, device="cpu"), destination)
+
+
+def _of_shape(tensor: torch.Tensor, destination: torch.Tensor | None) -> torch.Tensor:
     return tensor.expand_as(destination) if destination is not None and tensor.dim() == 0 else tensor
+
+
+def _plain_number(number: Any) -> float:
+    """A number of any type as one of Python's own."""
+    if isinstance(number, (int, float)):
+        return number
+    if isinstance(number, (list, tuple)):
+        raise TypeError("fused_copy: a list has lists in it: pass a tensor or an array")
+    return operator.index(number) if hasattr(number, "__index__") else float(number)
 
 
 def extent_of(source: Any, destination: torch.Tensor) -> tuple[tuple[int, ...], torch.dtype]:

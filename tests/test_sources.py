@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import random
 import threading
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -252,20 +254,28 @@ class FloatWithIndex(float):
         return 3
 
 
-NUMBERS = [7, 7.9, np.int64(7), np.float32(7), np.array(7), np.bool_(True), True, Index(7), FloatWithIndex(7)]
+NUMBERS = [7, 7.9, True, Index(7), FloatWithIndex(7), Fraction(15, 2)]
+NUMBERS += [np.int64(7), np.float32(7.9), np.array(7), np.bool_(True)]
 IN_ONE_DIMENSION = [
     (7.9,),
     [np.int16(7)],
+    [np.float32(7.9)],
     [Index(7)],
     [FloatWithIndex(7)],
+    [Fraction(15, 2)],
     array.array("q", [7]),
     memoryview(b"\7"),
+    memoryview(b"\7\0\0\0").cast("@i"),
+    (ctypes.c_int32 * 1)(7),
+    type("numpy.ndarray", (array.array,), {})("i", [7]),  # by name alone
     np.array([7.9]),
 ]
 
 
 @pytest.mark.parametrize(
-    "way", [fused_copy.replay, lambda dst, src: fused_copy.Plan(dst).replay(*src)], ids=["function", "plan"]
+    "way",
+    [fused_copy.replay, lambda dst, src: fused_copy.Plan(dst).replay(*src), through_reference],
+    ids=["function", "plan", "reference"],
 )
 def test_a_number_in_every_form(way):
     for number in NUMBERS:
