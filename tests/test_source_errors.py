@@ -195,6 +195,25 @@ def test_what_is_no_source(source, words):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        rows,
+        lambda: rows(TABLE),
+        lambda: rows(TABLE, [0], None, 1, 2),
+        lambda: rows(TABLE, index=[0], pages=1),
+        lambda: rows(TABLE, [0], table=TABLE),
+        cu_seqlens,
+        lambda: cu_seqlens([1], [2]),
+        lambda: plus([1]),
+        lambda: plus([1], 2, 3),
+    ],
+)
+def test_sources_of_too_few_or_too_many_parts(make):
+    with pytest.raises(TypeError):
+        make()
+
+
+@pytest.mark.parametrize(
     "array",
     [
         np.array([1, None], dtype=object),

@@ -294,6 +294,22 @@ def test_a_number_in_every_form(way):
             assert not dst.any()
 
 
+def test_sources_are_named_tuples():
+    """However they are made."""
+    for made in (
+        rows(1, 2),
+        rows(1, index=2),
+        rows(table=1, index=2),
+        rows(1, 2, page_size=1),
+        rows(1, 2, None),
+    ):
+        assert made == (1, 2, None, 1)
+    assert rows(1, 2, 3, 4) == rows(1, 2, page_size=4, lengths=3) == (1, 2, 3, 4)
+    assert rows(1, 2)._replace(lengths=3).lengths == 3
+    assert plus(1, 2) == plus(1, n=2) == plus(n=2, source=1) == (1, 2)
+    assert cu_seqlens(1) == cu_seqlens(lengths=1) == (1,)
+
+
 # --- what happens around the call ---------------------------------------------------------------------------------
 
 
