@@ -254,6 +254,13 @@ class FloatWithIndex(float):
         return 3
 
 
+class ListOfSevens(list):
+    """A list that iterates over other numbers than it keeps."""
+
+    def __iter__(self):
+        return iter([7] * len(self))
+
+
 NUMBERS = [7, 7.9, True, Index(7), FloatWithIndex(7), Fraction(15, 2)]
 NUMBERS += [np.int64(7), np.float32(7.9), np.array(7), np.bool_(True)]
 IN_ONE_DIMENSION = [
@@ -263,6 +270,7 @@ IN_ONE_DIMENSION = [
     [Index(7)],
     [FloatWithIndex(7)],
     [Fraction(15, 2)],
+    ListOfSevens([3]),
     array.array("q", [7]),
     memoryview(b"\7"),
     memoryview(b"\7\0\0\0").cast("@i"),
