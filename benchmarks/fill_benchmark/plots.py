@@ -11,26 +11,48 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fill_benchmark import report
-from fill_benchmark.peers import PEERS
+from fill_benchmark.peers import GRAPH_REPLAY, PEERS, PLAN
 from fill_benchmark.report import Row
 from fill_benchmark.sections import STEP
+from fill_benchmark.sources import ROWS, VALUES
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a picture shows: the workload's rows of a case over one key of their points, where the others are these."""
+
+    workload: str
+    key: str
+    label: str
+    others: dict[str, int] = field(default_factory=dict)
+    case: str = ""
+    ways: Iterable[str] = tuple(PEERS)
+
 
 AXES = {
-    "batch-size": ("decode", "bs", "batch size", {"max_seqlen_k": STEP["max_seqlen_k"]}),
-    "page-table-width": ("decode", "max_seqlen_k", "page table's width", {"bs": STEP["bs"]}),
-    "tensors": ("pairs", "pairs", "number of tensors, int64[256]", {}),
+    "batch-size": Axis("decode", "bs", "batch size", {"max_seqlen_k": STEP["max_seqlen_k"]}),
+    "page-table-width": Axis("decode", "max_seqlen_k", "page table's width", {"bs": STEP["bs"]}),
+    "tensors": Axis("pairs", "pairs", "number of tensors, int64[256]"),
+    "values": Axis("values", "bs", "requests, whose five vectors are host values", ways=(PLAN, *VALUES, GRAPH_REPLAY)),
+    "rows": Axis(
+        "rows", "bs", "requests of 4096 tokens", {"tokens": 4096, "page_size": 1}, "whole rows", (PLAN, *ROWS)
+    ),
+    "rows-width": Axis(
+        "rows", "tokens", "tokens of 64 requests", {"bs": 64, "page_size": 1}, "whole rows", (PLAN, *ROWS)
+    ),
 }
-"""By the name of the picture: the workload, the point's key along x, its label, and what the other keys are."""
+"""By the name of the picture."""
 
 METRICS = {"host": "host us per call", "gpu": "GPU us per call"}
 
 
 def draw(results_file: Path, folder: Path) -> list[Path]:
-    """Draw a results file into ``folder``, named after it: the pictures' paths."""
+    """Draw a results file into ``folder``, named after it, as far as it has what they show: the pictures' paths."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -38,31 +60,33 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
 
     rows = report.read(results_file).rows
     digest = hashlib.sha256(results_file.read_bytes()).hexdigest()
-    colors = iter(pyplot.get_cmap("tab20").colors)  # type: ignore[attr-defined]
-    strong_colors = iter(pyplot.get_cmap("Set1").colors)  # type: ignore[attr-defined]
-    styles = {
-        peer: {"color": next(strong_colors), "linewidth": 2}
-        if peer in OURS
-        else {"color": next(colors), "linewidth": 1, "linestyle": "--"}
-        for peer in PEERS
-    }
     paths = []
-    for name, (workload, key, label, others) in AXES.items():
+    for name, axis in AXES.items():
+        if not any(_curve(rows, metric, axis, way) for metric in METRICS for way in axis.ways):
+            continue
+        colors = iter(pyplot.get_cmap("tab20").colors)  # type: ignore[attr-defined]
+        strong_colors = iter(pyplot.get_cmap("Set1").colors)  # type: ignore[attr-defined]
+        styles = {
+            way: {"color": next(strong_colors), "linewidth": 2}
+            if is_ours(way)
+            else {"color": next(colors), "linewidth": 1, "linestyle": "--"}
+            for way in axis.ways
+        }
         with pyplot.rc_context({"svg.hashsalt": "fused-copy", "svg.fonttype": "none", "font.size": 8}):
             figure, panels = pyplot.subplots(1, len(METRICS), figsize=(10, 4.2), layout="constrained")
             lines = {}
             for panel, (metric, y_label) in zip(panels, METRICS.items(), strict=True):
-                curves = {peer: _curve(rows, metric, workload, peer, key, others) for peer in PEERS}
-                for peer, curve in curves.items():
+                curves = {way: _curve(rows, metric, axis, way) for way in axis.ways}
+                for way, curve in curves.items():
                     if curve:
                         x, y = zip(*curve, strict=True)
-                        lines[peer] = panel.plot(x, y, marker="o", markersize=3, **styles[peer])[0]
-                panel.set(xscale="log", yscale="log", xlabel=label, ylabel=y_label)
+                        lines[way] = panel.plot(x, y, marker="o", markersize=3, **styles[way])[0]
+                panel.set(xscale="log", yscale="log", xlabel=axis.label, ylabel=y_label)
                 panel.set_xticks(measured := sorted({x for curve in curves.values() for x, _ in curve}), measured)
                 panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
                 panel.yaxis.set_major_formatter("{x:g}")
-                for axis in (panel.xaxis, panel.yaxis):
-                    axis.set_minor_formatter(ticker.NullFormatter())
+                for line in (panel.xaxis, panel.yaxis):
+                    line.set_minor_formatter(ticker.NullFormatter())
                 panel.grid(alpha=0.3)
             figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
             paths.append(folder / f"{results_file.stem}-{name}.svg")
@@ -71,17 +95,17 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
     return paths
 
 
-OURS = [peer for peer in PEERS if "fused_copy" in peer or peer.startswith(("plan.", "copy."))]
-"""What this package offers: drawn solid."""
+def is_ours(way: str) -> bool:
+    """Whether this package offers it: drawn solid."""
+    return "fused_copy" in way or way.startswith(("plan.", "copy."))
 
 
-def _curve(
-    rows: Sequence[Row], metric: str, workload: str, peer: str, key: str, others: dict[str, int]
-) -> list[tuple[int, float]]:
+def _curve(rows: Sequence[Row], metric: str, axis: Axis, way: str) -> list[tuple[int, float]]:
     return sorted(
-        (row.point[key], row.median)
+        (row.point[axis.key], row.median)
         for row in rows
-        if (row.metric, row.workload, row.peer) == (metric, workload, peer) and row.point.items() >= others.items()
+        if (row.metric, row.workload, row.case, row.peer) == (metric, axis.workload, axis.case, way)
+        and row.point.items() >= axis.others.items()
     )
 
 

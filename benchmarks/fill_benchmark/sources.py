@@ -45,6 +45,7 @@ PACKED = "one packed pinned buffer + copy_"
 UPDATE_LISTS = "copy.update, lists + graph.replay()"
 PLAN_ROWS = "plan.replay, cu_seqlens and rows"
 TRITON_ROWS = "Triton, one kernel for lengths, sums and rows"
+STACKED = "torch.stack of the table's rows + copy_"
 INDEXED = "the table indexed + copy_"
 INDEX_SELECT = "index_select(out=) + copy_"
 
@@ -199,6 +200,17 @@ def triton_rows(buffers: Tensors, sets: Sequence[Tensors], requests: Sequence[Re
     return tried(Peer([partial(make_metadata, *one) for one in arguments], buffers, sets))
 
 
+@peer(STACKED, ROWS)
+def stacked(buffers: Tensors, sets: Sequence[Tensors], requests: Sequence[Requests]) -> Peer:
+    """``torch.stack`` of a row of the table for each request, whose rows Python knows, and ``cumsum``, both copied."""
+
+    def copy_rows(corner: torch.Tensor, table: torch.Tensor, index: list[int], page_size: int) -> None:
+        pages = torch.stack([table[row] for row in index])
+        corner.copy_(pages // page_size if page_size > 1 else pages)
+
+    return _by_operators(buffers, sets, requests, copy_rows, torch.Tensor.tolist)
+
+
 @peer(INDEXED, ROWS)
 def indexed(buffers: Tensors, sets: Sequence[Tensors], requests: Sequence[Requests]) -> Peer:
     """The table indexed by a tensor, and ``cumsum`` of the lengths, each copied into its buffer."""
@@ -226,17 +238,19 @@ def _by_operators(
     buffers: Tensors,
     sets: Sequence[Tensors],
     requests: Sequence[Requests],
-    copy_rows: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], None],
+    copy_rows: Callable[[torch.Tensor, torch.Tensor, Any, int], None],
+    known: Callable[[torch.Tensor], object] = lambda index: index,
 ) -> Peer:
+    """``known`` is what the step has of an index at its beginning."""
     if requests[0].cut:
         raise Unavailable("where lengths cut rows, as it copies whole ones")
     seq_lens, cu_seqlens_k, page_table = buffers.values()
 
-    def step(one: Requests) -> None:
+    def step(one: Requests, index: object) -> None:
         bs = one.index.shape[0]
         table = one.table[:, :: one.page_size]
         seq_lens[:bs].copy_(one.lengths)
         cu_seqlens_k[: bs + 1].copy_(_sums(one.lengths))
-        copy_rows(page_table[:bs, : table.shape[1]], table, one.index, one.page_size)
+        copy_rows(page_table[:bs, : table.shape[1]], table, index, one.page_size)
 
-    return Peer([partial(step, one) for one in requests], buffers, sets)
+    return Peer([partial(step, one, known(one.index)) for one in requests], buffers, sets)
