@@ -112,7 +112,7 @@ def test_quick_gpu_run(tmp_path):
     assert set(results.answers) | {"Where did the machine disturb most ways?"} == set(answers.QUESTIONS)
     unmeasured = [v.figure for v in results.targets if v.met is None]
     # Too large for a quick run, or compiled, or not on its command line, or not resolved by one sample.
-    not_here = ("1 MB", "32 MB", "512", "tvm-ffi", "does nothing", "wheel", "build", "share", "waited for")
+    not_here = ("32 MB", "tvm-ffi", "reads its tensors", "wheel", "build")
     assert all(any(part in text for part in not_here) for text in unmeasured)
     drawn = ("batch-size", "page-table-width", "tensors", "values")
     assert {picture.name for picture in tmp_path.glob("*.svg")} == {f"{path.stem}-{name}.svg" for name in drawn}
@@ -339,7 +339,7 @@ NEED_A_GPU = {
 }
 
 
-PACKAGE = {"import_ms": 5.0, "wheel_mb": 1.5, "build_seconds": 91.0}
+PACKAGE = {"import_ms": 5.0, "wheel_mb": 1.25, "build_seconds": 91.0}
 
 
 def with_time(rows, us, metric, way, /, p10=None, p90=None, **point):
@@ -353,7 +353,7 @@ def with_time(rows, us, metric, way, /, p10=None, p90=None, **point):
 def test_a_full_run_measures_every_target_and_answers_every_question(full_rows):
     measured = targets.evaluate(full_rows, PACKAGE)
     assert [v.figure for v in measured if v.met is None] == []
-    names = "H1 H2 H3 H4 G1 G2 G3 G4 P1 E1 V1 V2 V3 R1 R2 I1 B1"
+    names = "H1 H2 H3 H4 G1 G2 G3 G4 P1 V1 V2 V3 R1 R2 I1 B1"
     assert {v.target for v in measured} == set(names.split())
     assert all(bool(v.limit) != v.met for v in measured)
     disturbed = with_time(full_rows, 5.0, "host", OP, p90=6.3, bs=8)
@@ -377,10 +377,7 @@ def limits(rows, target):
 
 
 def test_targets_take_the_worst_point(full_rows):
-    assert verdicts(full_rows, "H3") == [
-        (1.0, True, "bs 64, max_seqlen_k 1024"),
-        (60.0, True, "bs 64, max_seqlen_k 1024"),
-    ]
+    assert verdicts(full_rows, "H3") == [(1.0, True, "bs 64, max_seqlen_k 1024")]
     assert {met for _, met, _ in verdicts(full_rows, "G2")} == {True}
     assert [met for _, met, _ in verdicts(full_rows, "G1")] == [False, False]
 
@@ -393,7 +390,7 @@ def test_targets_take_the_worst_point(full_rows):
     slow_when_small = with_time(full_rows, 99.0, "gpu", OP, bs=1, max_seqlen_k=128)
     assert verdicts(slow_when_small, "G1")[1][0] == 5 / 4
     assert verdicts(full_rows, "I1") == [(5, True, "")]
-    assert verdicts(full_rows, "B1") == [(1.5, True, ""), (91, False, "")]
+    assert verdicts(full_rows, "B1") == [(1.25, True, ""), (91, False, "")]
 
 
 def test_the_yardstick_is_the_fastest_contiguous_copy_of_about_the_bytes(full_rows):
@@ -406,9 +403,8 @@ def test_the_yardstick_is_the_fastest_contiguous_copy_of_about_the_bytes(full_ro
 def test_limits_are_those_of_the_worst_point(full_rows):
     rows = with_time(full_rows, 40.0, "host", PLAN, pairs=64)
     rows = with_time(rows, 20.0, "host", "bare launch", pairs=64)
-    rows = with_time(rows, 90.0, "host", OP, pairs=512)
-    rows = with_time(rows, 75.0, "host", "op that does nothing", pairs=512)
-    assert [limits(rows, "H4")[i] for i in (0, 2)] == ["2.50x by bare launch", "1.50x by op that does nothing"]
+    rows = with_time(rows, 90.0, "host", REPLAY, pairs=512)
+    assert limits(rows, "H4") == ["2.50x by bare launch", "10.00x by plan.replay, which reads sources alone"]
     assert limits(full_rows, "H1")[0] == ""
     assert limits(full_rows, "G1")[0] == "1.25x by hard-wired for these six, one kernel"
     without = [row for row in full_rows if row.peer != "hard-wired for these six, one kernel"]
@@ -423,9 +419,10 @@ def test_limits_in_parts_add_up_to_what_was_missed(full_rows):
     rows = full_rows
     for way, us in host.items():
         rows = with_time(rows, us, "host", way)
-    assert limits(rows, "H1")[0] == (
-        "1.75x by op that reads its tensors, then a bare launch; 4.00 us check and plan six pairs"
-    )
+    assert limits(rows, "H1") == [
+        "4.00 us check and plan six pairs",
+        "4.29x by op that reads its tensors, then a bare launch",
+    ]
     assert limits(rows, "H2")[0] == "1.50 us read the sources, 0.50 check and plan six pairs"
     assert limits(rows, "H3")[0] == (
         "1.00 us by a node that does nothing, 2.00 us read, check and plan as plan.replay does, "
@@ -471,31 +468,11 @@ def test_targets_of_a_part_of_a_run_are_not_measured(full_rows):
     assert all(v.measured is None and v.at for v in measured if v.met is None)
 
 
-def test_share_is_the_part_that_the_fill_adds(full_rows):
-    measured, met, _ = verdicts(full_rows, "E1")[0]
-    copies = 1 - 2 / 60
-    assert measured == pytest.approx((1 - 2 / 3) / copies)
-    assert not met
-    slowed = with_time(full_rows, 9.0, "host", UPDATE_AND_REPLAY, bs=1)
-    assert limits(slowed, "E1") == [
-        f"{5 / (2 + 5) / copies:.3f}x if update added its copy's GPU time alone",
-        f"{6 / (2 + 6) / copies:.3f}x if update added its host time at bs 64, max_seqlen_k 1024, "
-        "and its copy's GPU time alone",
-    ]
-
-
 def test_a_share_within_the_spread_is_not_resolved(full_rows):
     rows = with_time(full_rows, 3.0, "step", UPDATE_AND_REPLAY, p10=2.0, bs=64)
     rows = with_time(rows, 2.5, "step", UPDATE_AND_REPLAY, bs=8)
-    assert verdicts(rows, "E1")[0] == (
-        pytest.approx((1 - 2 / 3) / (1 - 2 / 60)),
-        False,
-        "bs 1, max_seqlen_k 1024; not resolved at bs 64, max_seqlen_k 1024",
-    )
     said = answers.answer(rows)["Latency and replays per second of a decode step with a small model"]
     assert [line for line in said if "not resolved" in line] == [
         f"bs 64, {UPDATE_AND_REPLAY}: 3.0 us a step, the fill's share 33.3%; "
         "333,333 replays/s in a loop, the fill's share not resolved"
     ]
-    hidden = with_time(rows, 1.0, "step", UPDATE_AND_REPLAY)
-    assert verdicts(hidden, "E1")[0][:2] == (None, None)
