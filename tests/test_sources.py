@@ -84,6 +84,48 @@ def test_random_calls(seeds, way):
     assert fused_copy.fallbacks() == fallbacks, "one launch can do all of them"
 
 
+class Watched(torch.Tensor):
+    """A tensor that sees the operators it is passed to."""
+
+    seen: list[object] = []
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        cls.seen.append(operator)
+        with torch._C._DisableTorchDispatch():
+            return operator(*args, **(kwargs or {}))
+
+
+WITH_WATCHED = {
+    "source": lambda watch: watch(torch.ones(3, dtype=INT)),
+    "table": lambda watch: rows(watch(TABLE), torch.tensor([1])),
+    "index": lambda watch: rows(TABLE, watch(torch.tensor([1]))),
+    "lengths": lambda watch: rows(TABLE, torch.tensor([1]), watch(torch.tensor([2]))),
+    "a table's lengths": lambda watch: rows(TABLE, torch.tensor([1]), rows(watch(torch.tensor([1, 2, 3])), [1])),
+    "an index of lengths": lambda watch: rows(TABLE, [1], rows(torch.tensor([1, 2, 3]), watch(torch.tensor([1])))),
+    "sums": lambda watch: cu_seqlens(watch(torch.tensor([1, 2]))),
+    "plus": lambda watch: plus(watch(torch.tensor([1, 2])), 3),
+}
+
+
+@pytest.mark.parametrize("other", [torch.zeros(2, dtype=INT), [0, 0]], ids=["tensor", "list"])
+@pytest.mark.parametrize("part", WITH_WATCHED)
+def test_subclasses_see_the_op(part, other):
+    plain_source = WITH_WATCHED[part](lambda tensor: tensor)
+    source = WITH_WATCHED[part](lambda tensor: torch.Tensor._make_subclass(Watched, tensor))
+    shape = (1, 4) if isinstance(source, rows) else (4,)
+    for way in ("function", "plan"):
+        dst = [torch.zeros(shape, dtype=INT), torch.ones(4, dtype=INT)]
+        expected = [d.clone() for d in dst]
+        fused_copy.replay(expected, [plain_source, other])
+        Watched.seen = []
+        WAYS[way](dst, [source, other], None)
+        plain = part == "source" and isinstance(other, torch.Tensor)
+        op = torch.ops.fused_copy.replay if plain else torch.ops.fused_copy.replay_from
+        assert op.default in Watched.seen
+        assert all(map(torch.equal, dst, expected))
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_a_plan_of_one_destination_takes_its_source_bare(seed):
     """A list or a tuple, which would pass for the list of all sources."""
