@@ -9,6 +9,7 @@ import random
 import threading
 import warnings
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_random_calls(seeds, way):
 class Watched(torch.Tensor):
     """A tensor that sees the operators it is passed to."""
 
-    seen: list[object] = []
+    seen: ClassVar[list[object]] = []
 
     @classmethod
     def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
