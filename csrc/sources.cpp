@@ -28,10 +28,9 @@ void HostValues::describe(SourcePart& part, std::span<const int64_t> sizes, DTyp
 
 std::byte* HostValues::add(SourcePart& part, std::span<const int64_t> sizes, DType dtype) {
   describe(part, sizes, dtype);
-  const size_t place = used_blocks_;
   used_blocks_ += (static_cast<size_t>(part.view.storage_bytes) + kAlignment - 1) / kAlignment;
   if (used_blocks_ > blocks_.size()) blocks_.resize(used_blocks_);
-  return reinterpret_cast<std::byte*>(blocks_.data() + place);
+  return at(part.view.address);
 }
 
 }  // namespace fused_copy

@@ -73,6 +73,7 @@ class HostValues {
   static constexpr size_t kAlignment = 16;
 
   void clear() { used_blocks_ = chunk_ = used_ = 0; }
+  std::byte* at(uint64_t place) { return reinterpret_cast<std::byte*>(blocks_.data()) + place; }
   std::span<const std::byte> bytes() const {
     return {reinterpret_cast<const std::byte*>(blocks_.data()), used_blocks_ * kAlignment};
   }
