@@ -117,7 +117,8 @@ uint64_t integer_of(const Destination& to, PyObject* item, size_t position) {
 double float_of(const Destination& to, PyObject* item, size_t position) {
   if (PyFloat_CheckExact(item)) return PyFloat_AS_DOUBLE(item);
   if (is_tensor(item)) refuse_item(to, item, position);
-  const double number = PyFloat_AsDouble(item);
+  // Without the float in between that PyFloat_AsDouble() makes of an integer.
+  const double number = PyLong_CheckExact(item) ? PyLong_AsDouble(item) : PyFloat_AsDouble(item);
   if (!(number == -1 && PyErr_Occurred())) return number;
   const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
   clear_error(too_large ? PyExc_OverflowError : PyExc_TypeError);
@@ -173,9 +174,12 @@ void put_numbers(const Destination& to, TensorSpan items, std::byte* place) {
          false, to.part},
         name_of(to.names, to.pair)));
   }
-  for (size_t i = 0; i < items.size(); ++i) {
-    const double number = float_of(to, items[i], i);
-    convert_array({&number, {}, {}, DType::Float64}, to.dtype, place + i * size);
+  std::array<double, 64> numbers;
+  for (size_t first = 0; first < items.size(); first += numbers.size()) {
+    const auto count = static_cast<int64_t>(std::min(numbers.size(), items.size() - first));
+    for (int64_t i = 0; i < count; ++i) numbers[i] = float_of(to, items[first + i], first + i);
+    constexpr int64_t kStride = sizeof(double);
+    convert_array({numbers.data(), {&count, 1}, {&kStride, 1}, DType::Float64}, to.dtype, place + first * size);
   }
 }
 
