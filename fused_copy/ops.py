@@ -38,9 +38,9 @@ def replay(dst: Tensors, src: Sources, fill: Fills | None = None) -> None:
             destination and at most its size in each. A tensor of any non-negative strides, on the destinations' device,
             or in pinned host memory where that is a GPU; or, in any mix:
 
-            - host values: a list or a tuple of numbers for one dimension, a NumPy array, a CPU tensor that is not
-              pinned; a number, for a destination of one element. They are taken at the call, so they may be changed or
-              freed right after it.
+            - host values: a list or a tuple of numbers for one dimension, a NumPy array or another object with the
+              buffer protocol, a CPU tensor that is not pinned; a number, for a destination of one element. They are
+              taken at the call, so they may be changed or freed right after it.
             - None: that destination stays as it is, its fill left out too.
             - :class:`fused_copy.rows`, :class:`fused_copy.cu_seqlens` or :class:`fused_copy.plus`, made in the launch.
         fill: one number, ``"last"`` or None for each destination, or a mapping of names to these. A number is what the
