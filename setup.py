@@ -57,6 +57,7 @@ def checked_version(nvcc: Path) -> tuple[int, ...]:
 
 def extension():
     cuda_home = find_cuda_home()
+    cuda_version = checked_version(Path(cuda_home, "bin/nvcc")) if cuda_home else None
     import pybind11
 
     arguments = {
@@ -65,7 +66,7 @@ def extension():
         "extra_compile_args": {"cxx": CXX_FLAGS},
         "extra_link_args": ["-Wl,--no-undefined-version", "-Wl,--exclude-libs,ALL", "-s", "-ldl"],
     }
-    if cuda_home is None:
+    if cuda_version is None:
         print("fused_copy: building for CPU tensors alone: no nvcc was found (set CUDA_HOME), or FUSED_COPY_CPU_ONLY=1")
         built = cpp_extension.CppExtension(sources=[*SOURCES, "csrc/no_gpu.cpp"], **arguments)
     else:
@@ -73,15 +74,14 @@ def extension():
         # torch without CUDA, or with another CUDA version than nvcc's, builds the same binary.
         cpp_extension.CUDA_HOME = cuda_home
         cpp_extension._check_cuda_version = lambda *_: None
-        # Drivers older than CUDA 12.4 cannot read it: those that run what CUDA 13 builds all can.
-        small = checked_version(Path(cuda_home, "bin/nvcc")) >= (13, 0)
         code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in GPU_ARCHITECTURES]
         arguments["extra_compile_args"]["nvcc"] = [
             "-std=c++20",
             "-O3",
             "--threads=2",
             "-Xfatbin=-compress-all",
-            *(["--compress-mode=size"] if small else []),
+            # Drivers older than CUDA 12.4 cannot read it: those that run what CUDA 13 builds all can.
+            *(["--compress-mode=size"] if cuda_version >= (13, 0) else []),
             "-Xcompiler=-fvisibility=hidden",
             *code,
             f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
