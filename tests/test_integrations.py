@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import typing
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ import pytest
 import torch
 
 import fused_copy
-from fused_copy.decode import DecodeLoop, capture_buffers, copy_each
+from fused_copy.decode import capture_buffers
 
 ROOT = Path(__file__).parent.parent
 PATCHES = {path.stem: path for path in sorted((ROOT / "docs" / "integrations").glob("*.patch"))}
@@ -37,6 +37,11 @@ def blocks(patch: str, file: str, sign: str) -> list[str]:
     return [textwrap.dedent("\n".join(line[1:] for line in run)) for kind, run in runs if kind == sign]
 
 
+def defined(patch: str, file: str) -> list[str]:
+    """The functions that the patch adds to the file, as code."""
+    return [code for code in blocks(patch, file, "+") if code.lstrip().startswith("def ")]
+
+
 def block(patch: str, file: str, sign: str, containing: str) -> str:
     (found,) = [code for code in blocks(patch, file, sign) if containing in code]
     return found
@@ -45,9 +50,8 @@ def block(patch: str, file: str, sign: str, containing: str) -> str:
 def functions(patch: str, file: str) -> dict:
     """The functions that the patch adds to the file."""
     namespace = {"SimpleNamespace": SimpleNamespace}
-    for code in blocks(patch, file, "+"):
-        if code.lstrip().startswith("def "):
-            exec("from __future__ import annotations\n" + code, namespace)
+    for code in defined(patch, file):
+        exec("from __future__ import annotations\n" + code, namespace)
     return namespace
 
 
@@ -66,51 +70,100 @@ def test_it_is_a_patch(patch):
 
 # --- mini-sglang --------------------------------------------------------------------------------------------------
 
-BACK_ENDS = {"fa": "FAMetadata", "trtllm": "TRTLLMMetadata"}
+SCHEDULER = "python/minisgl/scheduler/scheduler.py"
 
 
-@pytest.mark.parametrize("back_end", BACK_ENDS)
-def test_minisgl_fills_what_six_copies_fill(back_end, monkeypatch):
-    loop = DecodeLoop(max_bs=8, max_seq_len=64, prompt_len=(2, 40), new_tokens=(2, 20))
-    expected, filled = (capture_buffers(loop.max_bs, loop.max_seq_len) for _ in range(2))
-    added = functions("mini-sglang", f"python/minisgl/attention/{back_end}.py")
-    added[BACK_ENDS[back_end]] = SimpleNamespace
-    attention = SimpleNamespace(capture=SimpleNamespace(**filled), capture_bs=loop.capture_sizes)
-    attention.replay_buffers = lambda: added["replay_buffers"](attention)
-    attention.replay_sources = lambda batch: added["replay_sources"](attention, batch)
-    runner = SimpleNamespace(buffer=SimpleNamespace(**filled), attn_backend=attention)
-    graph = "python/minisgl/engine/graph.py"
-    runner.copy_plan = functions("mini-sglang", graph)["_plan_fused_copy"](runner)
-    replay = block("mini-sglang", graph, "+", "copy_plan.replay(")
-
-    for step in islice(loop, 50):
-        copy_each(expected, step.sources)
-        batch = SimpleNamespace(padded_size=step.bs, **step.sources)
-        names = {"cu_seqlens_k": "cu_seqlens_k", "cache_seqlens": "seq_lens", "page_table": "page_table"}
-        batch.attn_metadata = SimpleNamespace(**{ours: step.sources[name] for ours, name in names.items()})
-        exec(replay, {"self": runner, "batch": batch})
-        assert all(torch.equal(filled[name], expected[name]) for name in expected)
-
-    for where, name in [(batch, name) for name in ("input_ids", "out_loc", "positions")] + [
-        (batch.attn_metadata, name) for name in names
-    ]:
-        with monkeypatch.context() as patch, pytest.raises(AssertionError):
-            patch.setattr(where, name, getattr(where, name)[:-1])
-            exec(replay, {"self": runner, "batch": batch})
-    assert all(torch.equal(filled[name], expected[name]) for name in expected)
+def minisgl(page_size, width=64, max_bs=8):
+    """The scheduler, the cache manager and the graph runner, as far as the patch's functions use them."""
+    added = {"fused_copy": fused_copy, "rows": fused_copy.rows, "cu_seqlens": fused_copy.cu_seqlens, "torch": torch}
+    added["ForwardInput"] = SimpleNamespace
+    for file in (SCHEDULER, "python/minisgl/scheduler/cache.py", "python/minisgl/engine/graph.py"):
+        exec("\n".join(["from __future__ import annotations", *defined("mini-sglang", file)]), added)
+    buffers = capture_buffers(max_bs, width // page_size)
+    runner = SimpleNamespace(
+        buffer=SimpleNamespace(**buffers),
+        attn_backend=SimpleNamespace(
+            replay_buffers=lambda: {name: buffers[name] for name in ("cu_seqlens_k", "seq_lens", "page_table")}
+        ),
+        max_graph_bs=max_bs,
+        device=torch.device("cpu"),
+    )
+    added["_plan_inputs"](runner)
+    page_table = torch.randint(width // page_size, (max_bs + 1, width), dtype=torch.int32) * page_size
+    cache = SimpleNamespace(page_size=page_size, device=runner.device, page_table=page_table, allocated=[])
+    cache._allocate = lambda pages: torch.arange(100, 100 + pages, dtype=torch.int32) * page_size
+    cache._page_to_token = lambda pages: (pages[:, None] + torch.arange(page_size, dtype=torch.int32)).flatten()
+    cache.allocate_pages_at = lambda slots: added["allocate_pages_at"](cache, slots)
+    engine = SimpleNamespace(graph_runner=runner, page_table=page_table, attn_backend=runner.attn_backend)
+    engine.sampler = SimpleNamespace(prepare=lambda batch: "arguments")
+    tokens = torch.randint(1000, page_table.shape, dtype=torch.int32)
+    scheduler = SimpleNamespace(engine=engine, cache_manager=cache, token_pool=tokens)
+    scheduler.flat_tokens, scheduler.flat_table = tokens.view(-1), page_table.view(-1)
+    return scheduler, lambda batch: added["_prepare_graph_inputs"](scheduler, batch)
 
 
-def test_minisgl_back_ends_that_say_nothing_prepare_as_before():
-    added = functions("mini-sglang", "python/minisgl/attention/base.py")
-    prepared = []
-    # The class's own methods come first in the patch, the hybrid's overrides after them.
-    first, hybrid = (code for code in blocks("mini-sglang", "python/minisgl/attention/base.py", "+") if "def " in code)
-    base: dict = {}
-    exec("from __future__ import annotations\n" + first, base)
-    back_end = SimpleNamespace(prepare_for_replay=prepared.append)
-    assert base["replay_buffers"](back_end) == {}
-    assert base["replay_sources"](back_end, "batch") == () and prepared == ["batch"]
-    assert "self.decode_backend" in hybrid and added["replay_sources"] is not base["replay_sources"]
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("lens", [[17], [3, 33, 1, 64, 49], [2, 5]], ids=str)
+def test_minisgl_makes_what_the_scheduler_makes(page_size, lens):
+    scheduler, prepare = minisgl(page_size)
+    runner, table = scheduler.engine.graph_runner, scheduler.engine.page_table
+
+    def request(row, length):
+        return SimpleNamespace(table_idx=row, cached_len=length - 1, device_len=length, can_decode=length % 2 == 0)
+
+    reqs = [request(row, length) for row, length in enumerate(lens, start=2)]
+    padded = reqs + [request(8, 1)] * (-len(reqs) % 4)
+    batch = SimpleNamespace(reqs=reqs, padded_reqs=padded, size=len(reqs))
+    expected, new = table.clone(), 100 * page_size
+    for req in reqs:
+        if req.cached_len % page_size == 0:
+            expected[req.table_idx, req.cached_len :][:page_size] = torch.arange(new, new + page_size)
+            new += page_size
+    rows, positions = [req.table_idx for req in padded], [req.cached_len for req in padded]
+
+    prepared = prepare(batch)
+    assert torch.equal(table, expected)
+    assert prepared.input_tuple is None and prepared.sample_args == "arguments" and prepared.batch is batch
+    runner.input_plan.replay(batch.graph_inputs)
+    buffers, bs = vars(runner.buffer), len(padded)
+    assert torch.equal(buffers["input_ids"][:bs], scheduler.token_pool[rows, positions])
+    assert torch.equal(buffers["out_loc"][:bs], expected[rows, positions])
+    assert buffers["positions"][:bs].tolist() == positions
+    assert buffers["seq_lens"][:bs].tolist() == [req.device_len for req in padded]
+    assert buffers["cu_seqlens_k"][: bs + 1].tolist() == [
+        sum(req.device_len for req in padded[:n]) for n in range(bs + 1)
+    ]
+    for row, req in zip(buffers["page_table"], padded, strict=False):
+        pages = -(-req.device_len // page_size)
+        assert torch.equal(row[:pages], expected[req.table_idx, ::page_size][:pages] // page_size)
+    write_rows, write_positions = (written.tolist() for written in prepared.write_tuple)
+    assert write_rows == rows[: len(reqs)]
+    assert write_positions == [req.device_len if req.can_decode else -1 for req in reqs]
+
+
+def test_minisgl_back_ends_without_buffers_prepare_as_before():
+    scheduler, prepare = minisgl(1)
+    runner, prepared = scheduler.engine.graph_runner, []
+    runner.attn_buffers, scheduler.engine.attn_backend.prepare_metadata = {}, prepared.append
+    req = SimpleNamespace(table_idx=0, cached_len=4, device_len=5, can_decode=True)
+    batch = SimpleNamespace(reqs=[req], padded_reqs=[req], size=1)
+    prepare(batch)
+    assert prepared == [batch] and "page_table" not in batch.graph_inputs
+    filled = []
+    replay = block("mini-sglang", "python/minisgl/engine/graph.py", "+", "input_plan.replay(")
+    for with_buffers, graph_inputs in [(False, {}), (True, {}), (False, None), (True, None)]:
+        runner = SimpleNamespace(
+            buffer=SimpleNamespace(copy_from=lambda _: filled.append("copy_from")),
+            input_plan=SimpleNamespace(replay=lambda _: filled.append("fused")),
+            inputs_read=SimpleNamespace(record=lambda _: filled.append("read")),
+            attn_backend=SimpleNamespace(prepare_for_replay=lambda _: filled.append("prepare_for_replay")),
+            attn_buffers={"page_table": 0} if with_buffers else {},
+            stream=None,
+        )
+        exec(replay, {"self": runner, "batch": SimpleNamespace(graph_inputs=graph_inputs)})
+        filled.append(";")
+    calls = "fused read prepare_for_replay ; fused read ; copy_from prepare_for_replay ; copy_from prepare_for_replay ;"
+    assert " ".join(filled) == calls
 
 
 def test_minisgl_flag_is_off_by_default():
@@ -351,10 +404,9 @@ def test_a_name_that_a_patch_leaves_undefined_is_found(check, tmp_path):
 
 @needs_engines
 def test_minisgl_check_finds_a_wrong_fill(check, tmp_path, monkeypatch):
-    """The comparison would notice two sources in each other's place."""
-    names = "batch.input_ids, batch.{}, batch.{}\n"
+    """The comparison would notice another source in the place of one."""
     patch = PATCHES["mini-sglang"].read_text()
-    wrong = patch.replace(names.format("out_loc", "positions"), names.format("positions", "out_loc"))
+    wrong = patch.replace('"positions": positions', '"positions": table_idx')
     assert wrong != patch
     (tmp_path / "mini-sglang.patch").write_text(wrong)
     monkeypatch.setitem(check.PATCHES, "mini-sglang", tmp_path / "mini-sglang.patch")

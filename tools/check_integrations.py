@@ -3,9 +3,9 @@
     python tools/check_integrations.py mini-sglang=PATH sglang=PATH vllm=PATH nano-vllm=PATH torch=PATH
 
 PATH is a checkout, an unpacked sdist or the folder that an unpacked wheel's package lies in. Every patch has to apply
-and leave files that compile and lack no name. mini-sglang's graph runner then fills its buffers over a recorded
-sequence of batches, as published, patched with the flag off and patched with it on: all static buffers and outputs have
-to be the same after every replay.
+and leave files that compile and lack no name. Where a tool runs the engine's own code over recorded steps, it runs the
+published source, the patched one with its flag off and with it on: what they leave in the static buffers has to be the
+same after every step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,36 @@ import symtable
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PATCHES = {path.stem: path for path in sorted((ROOT / "docs" / "integrations").glob("*.patch"))}
-MINISGL_BACK_ENDS = ("fa", "trtllm", "fi", "hybrid")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A tool that runs an engine's own code, the variable that turns the patch on, and the options to try."""
+
+    tool: str
+    flag: str
+    cases: tuple[str, ...]
+
+
+COMPARISONS = {
+    "mini-sglang": Comparison(
+        "minisgl_replay.py",
+        "MINISGL_USE_FUSED_COPY",
+        (
+            "--back-end fa",
+            "--back-end fa --page-size 16",
+            "--back-end trtllm --page-size 16",
+            "--back-end fi",
+            "--back-end hybrid",
+        ),
+    ),
+}
 
 
 class Mismatch(Exception):
@@ -37,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="NAME=PATH", help=f"NAME is one of {', '.join(PATCHES)}")
-    parser.add_argument("--steps", type=int, default=300, help="mini-sglang's replays (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="of each comparison (default: %(default)s)")
     args = parser.parse_args(argv)
     for item in args.sources:
         name, _, path = item.partition("=")
@@ -53,17 +77,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(name: str, source: Path, steps: int) -> str:
     """What was found to be right. Raises :class:`Mismatch`."""
+    comparison = COMPARISONS.get(name)
     with tempfile.TemporaryDirectory() as folder:
         patched = Path(folder)
-        if name == "mini-sglang":
-            shutil.copytree(source / "python", patched / "python")
+        if comparison:
+            shutil.copytree(source, patched, ignore=all_but_python, dirs_exist_ok=True)
         files = apply(PATCHES[name], source, patched)
         result = f"the patch applies to {len(files)} files"
-        if name == "mini-sglang":
-            result += "".join(
-                f"\n  {back_end}: {compare(source, patched, back_end, steps)}" for back_end in MINISGL_BACK_ENDS
-            )
+        if comparison:
+            for case in comparison.cases:
+                result += f"\n  {case}: {compare(comparison, case, source, patched, steps)}"
     return result
+
+
+def all_but_python(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name == ".git" or not (name.endswith(".py") or Path(folder, name).is_dir())]
 
 
 def apply(patch: Path, source: Path, target: Path) -> list[Path]:
@@ -105,31 +133,26 @@ def undefined_names(code: str) -> set[str]:
     return read - defined
 
 
-def compare(source: Path, patched: Path, back_end: str, steps: int) -> str:
-    """What mini-sglang's replays call, if all three ways fill the same. Raises :class:`Mismatch`."""
-    published = minisgl_replays(source, back_end, steps, fused=False)
-    if len(set(published["digests"])) != steps:
-        raise Mismatch("the recorded steps are not all different")
+def compare(comparison: Comparison, case: str, source: Path, patched: Path, steps: int) -> str:
+    """What a step calls, if all three ways leave the same bytes. Raises :class:`Mismatch`."""
+    published = run(comparison, case, source, steps, fused=False)
+    if len(set(published["digests"])) != len(published["digests"]):
+        raise Mismatch(f"{case}: the recorded steps are not all different")
     for fused in (False, True):
-        other = minisgl_replays(patched, back_end, steps, fused)
+        other = run(comparison, case, patched, steps, fused)
         for step, (was, now) in enumerate(zip(published["digests"], other["digests"], strict=True)):
             if was != now:
-                raise Mismatch(f"{back_end}, MINISGL_USE_FUSED_COPY={fused:d}: step {step} filled other bytes")
+                raise Mismatch(f"{case}, {comparison.flag}={fused:d}: step {step} filled other bytes")
         if ("fused_copy.replay" in other["ops"]) != fused:
-            raise Mismatch(f"{back_end}, MINISGL_USE_FUSED_COPY={fused:d}: the fill called {other['ops']}")
-    replays = f"{steps} replays of {len(published['batches'])} graphs fill the same bytes"
-    return f"{replays}; {published['ops']} become {other['ops']}"
+            raise Mismatch(f"{case}, {comparison.flag}={fused:d}: a step called {other['ops']}")
+    return f"{len(published['digests'])} steps leave the same bytes; {published['ops']} become {other['ops']}"
 
 
-def minisgl_replays(tree: Path, back_end: str, steps: int, fused: bool) -> dict[str, Any]:
-    """What tools/minisgl_replay.py prints."""
-    command = [sys.executable, str(ROOT / "tools" / "minisgl_replay.py"), str(tree)]
-    done = subprocess.run(
-        [*command, "--back-end", back_end, "--steps", str(steps)],
-        env=os.environ | {"MINISGL_USE_FUSED_COPY": str(int(fused))},
-        capture_output=True,
-        text=True,
-    )
+def run(comparison: Comparison, case: str, tree: Path, steps: int, fused: bool) -> dict[str, Any]:
+    """What the tool prints."""
+    command = [sys.executable, str(ROOT / "tools" / comparison.tool), str(tree), *case.split(), "--steps", str(steps)]
+    environment = os.environ | {comparison.flag: str(int(fused))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise Mismatch(f"{' '.join(command)} failed:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)

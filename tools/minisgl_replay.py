@@ -1,9 +1,10 @@
-"""Runs mini-sglang's own graph runner and attention back end over a recorded sequence of batches.
+"""Runs mini-sglang's own scheduler, graph runner and attention back end over a recorded sequence of decode steps.
 
-Its graph runner, its attention back ends, its batches and its environment flags come from the given source tree; the
-model, the KV cache, FlashInfer and what else needs weights or a compiler are replaced. Without a GPU a CUDA graph is
-replaced too: by what was captured, run again. Prints JSON: a digest of all static buffers and of the model's output
-after each replay, and the operators that one replay's fill calls.
+What prepares a step and fills the static buffers comes from the given source tree: ``Scheduler._prepare_batch`` and
+``_forward``, ``CacheManager``, ``GraphRunner``, the attention back ends, batches and environment flags. The model, the
+radix cache, FlashInfer and what else needs weights or a compiler are replaced. Without a GPU a CUDA graph is replaced
+too: by what was captured, run again. Prints JSON: a digest of what the graphs read, of the token pool and of the
+model's output after each step, and the operators that one step's preparation and fill call.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import hashlib
 import importlib
 import json
 import logging
+import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
-from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -26,14 +27,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fused_copy.decode import DUMMY_SLOT, DecodeLoop, Step
-
 BACK_ENDS = {"fa": "FlashAttentionBackend", "trtllm": "TensorRTLLMBackend", "fi": "FlashInferBackend"}
 HYBRID = "hybrid"
 """FlashAttention for the decode, and a back end for the prefill that is never called."""
-PAGE_SIZE = {"trtllm": 16}
+MAX_RUNNING, MAX_SEQ_LEN, CAPTURE_SIZES = 24, 512, [1, 2, 4, 8, 16, 24]
 VOCAB_SIZE = 8
-POISON = 77
 
 
 def main() -> None:
@@ -41,56 +39,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tree", type=Path, help="mini-sglang's source tree")
     parser.add_argument("--back-end", choices=[*BACK_ENDS, HYBRID], required=True)
+    parser.add_argument("--page-size", type=int, default=1)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     with torch.inference_mode():
-        print(json.dumps(run(args.tree, args.back_end, args.steps, torch.device(args.device))))
+        print(json.dumps(run(args.tree, args.back_end, args.page_size, args.steps, torch.device(args.device))))
 
 
-def run(tree: Path, back_end: str, steps: int, device: torch.device) -> dict[str, Any]:
+def run(tree: Path, back_end: str, page_size: int, steps: int, device: torch.device) -> dict[str, Any]:
     """What :func:`main` prints."""
-    loop = DecodeLoop(
-        max_bs=24,
-        max_seq_len=512,
-        prompt_len=(4, 400),
-        new_tokens=(2, 60),
-        page_size=PAGE_SIZE.get(back_end, 1),
-        device=device,
-    )
-    engine = Engine(tree, back_end, loop, device)
-    for buffer in engine.buffers().values():
-        buffer.fill_(POISON)
-    digests = []
-    for step in islice(loop, steps):
-        batch = engine.batch(step)
-        digests.append(engine.digest(engine.runner.replay(batch)))
-    batch, counter = engine.batch(next(loop)), CountedOps()
+    engine = Engine(tree, back_end, page_size, device)
+    rng, digests = random.Random(0), []
+    for _ in range(steps):
+        engine.admit(rng)
+        digests.append(engine.digest(engine.step()))
+    counter = CountedOps()
+    engine.admit(rng)
     with counter:
-        engine.runner.replay(batch)
+        engine.step()
     return {"digests": digests, "ops": dict(counter.ops), "batches": sorted(engine.runner.graph_map)}
 
 
 class Engine:
-    """The parts of mini-sglang that fill static buffers, around one graph runner."""
+    """The parts of mini-sglang that prepare a decode step, around one graph runner."""
 
-    def __init__(self, tree: Path, back_end: str, loop: DecodeLoop, device: torch.device) -> None:
+    def __init__(self, tree: Path, back_end: str, page_size: int, device: torch.device) -> None:
         replace_heavy_modules(tree / "python" / "minisgl")
         self.core = importlib.import_module("minisgl.core")
         decode_back_end = "fa" if back_end == HYBRID else back_end
         attention = importlib.import_module(f"minisgl.attention.{decode_back_end}")
         graph = importlib.import_module("minisgl.engine.graph")
+        cache = importlib.import_module("minisgl.scheduler.cache")
+        scheduler = importlib.import_module("minisgl.scheduler.scheduler")
         importlib.import_module("minisgl.distributed.info").set_tp_info(0, 1)
 
-        self.loop = loop
-        self.context = self.core.Context(loop.page_size)
-        self.context.page_table = torch.full(
-            (loop.max_bs + 1, loop.max_seq_len), DUMMY_SLOT, dtype=torch.int32, device=device
-        )
+        self.device, self.output = device, torch.empty(0)
+        self.context = self.core.Context(page_size)
+        pages = MAX_RUNNING * MAX_SEQ_LEN // page_size
+        page_table = torch.zeros(MAX_RUNNING + 1, MAX_SEQ_LEN, dtype=torch.int32, device=device)
+        page_table[MAX_RUNNING] = pages * page_size
+        self.context.page_table = page_table
         self.context.kv_cache = SimpleNamespace(device=device, dtype=torch.bfloat16)
         self.core.set_global_ctx(self.context)
-        if device.type == "cpu":
-            for module in (attention, graph):
+        if device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+        else:
+            for module in (attention, graph, cache, scheduler):
                 module.torch = TorchWithoutGpu(self)  # type: ignore[attr-defined]
             if back_end == "fi":  # it asserts that tensors are on a GPU
                 attention.FIMetadata.__post_init__ = lambda metadata: None
@@ -100,73 +95,116 @@ class Engine:
             self.back_end = importlib.import_module("minisgl.attention.base").HybridBackend(None, decode)
         self.decode_back_end = decode
         self.runner = graph.GraphRunner(
-            stream=torch.cuda.Stream(device) if device.type == "cuda" else None,
+            stream=torch.cuda.current_stream(device) if device.type == "cuda" else None,
             device=device,
             model=SimpleNamespace(forward=self.model),
             attn_backend=self.back_end,
-            cuda_graph_bs=loop.capture_sizes,
+            cuda_graph_bs=CAPTURE_SIZES,
             cuda_graph_max_bs=None,
             free_memory=0,
-            max_seq_len=loop.max_seq_len,
+            max_seq_len=MAX_SEQ_LEN,
             vocab_size=VOCAB_SIZE,
-            dummy_req=self.request(table_idx=0, seq_len=1),
+            dummy_req=self.request(MAX_RUNNING, 1, 1),
         )
+        self.scheduler = self.make_scheduler(scheduler.Scheduler, cache.CacheManager, pages, page_size)
 
-    def request(self, table_idx: int, seq_len: int) -> Any:
-        """A request that decodes its token number ``seq_len``."""
-        return self.core.Req(torch.zeros(seq_len, dtype=torch.int32), table_idx, seq_len - 1, 1, 0, None, None)
+    def make_scheduler(self, scheduler: Any, cache: Any, pages: int, page_size: int) -> Any:
+        """One without processes, sockets and weights: what ``Scheduler.__init__`` makes, as far as steps use it."""
+        table = self.context.page_table
+        made = scheduler.__new__(scheduler)
+        made.device, made.stream = self.device, self.runner.stream
+        made.engine = SimpleNamespace(
+            graph_runner=self.runner,
+            page_table=table,
+            attn_backend=self.back_end,
+            sampler=SimpleNamespace(prepare=lambda batch: None),
+            forward_batch=self.forward,
+        )
+        made.token_pool = torch.zeros_like(table)
+        made.flat_tokens, made.flat_table = made.token_pool.view(-1), table.view(-1)
+        made.cache_manager = cache(pages, page_size, table, "radix")
+        made.cache_manager.free_slots = made.cache_manager.free_slots[
+            torch.randperm(pages, generator=torch.Generator().manual_seed(0))
+        ]
+        made.decode_manager = SimpleNamespace(filter_reqs=self.finish)
+        self.running: list[Any] = []
+        self.rows = list(range(MAX_RUNNING))
+        return made
 
-    def batch(self, step: Step) -> Any:
-        """The loop's step as mini-sglang's scheduler prepares it."""
-        running = self.loop.running
-        rows = [request.row for request in running]
-        width = step.max_seqlen_k
-        self.context.page_table[rows, :width] = step.sources["page_table"][: len(rows)]
-        batch = self.core.Batch([self.request(r.row, r.seq_len) for r in running], "decode")
-        self.runner.pad_batch(batch)
-        assert batch.padded_size == step.bs
-        for name in ("input_ids", "positions", "out_loc"):
-            setattr(batch, name, step.sources[name])
-        self.back_end.prepare_metadata(batch)
+    def request(self, table_idx: int, length: int, tokens: int) -> Any:
+        """A request with a prompt of this length, of which all but the last token is cached, and so many to come."""
+        return self.core.Req(torch.zeros(length, dtype=torch.int32), table_idx, length - 1, tokens, 0, None, None)
+
+    def admit(self, rng: random.Random) -> None:
+        """Requests whose prompts have been computed join."""
+        while self.rows and (not self.running or rng.random() < 0.3):
+            row, prompt = self.rows.pop(rng.randrange(len(self.rows))), rng.randint(4, 400)
+            request = self.request(row, prompt, rng.randint(2, 60))
+            request.cached_len = 0
+            self.scheduler.cache_manager.allocate_paged([request])
+            self.scheduler.token_pool[row, :prompt] = torch.arange(row, row + prompt, device=self.device)
+            request.complete_one()
+            self.running.append(request)
+
+    def step(self) -> Any:
+        """A decode step as the scheduler's loop takes it; its batch."""
+        batch = self.core.Batch(list(self.running), "decode")
+        self.scheduler._forward(self.scheduler._prepare_batch(batch))
         return batch
+
+    def forward(self, batch: Any, _: Any) -> Any:
+        """As ``Engine.forward_batch`` does for a batch that has a graph."""
+        self.output = self.runner.replay(batch)
+        for request in batch.reqs:
+            request.complete_one()
+        return SimpleNamespace(next_tokens_gpu=self.output.sum(dim=1).remainder(1000).int())
+
+    def finish(self, requests: list[Any]) -> None:
+        """The rows and pages of requests that are done are free again."""
+        self.running = [request for request in requests if request.can_decode]
+        page_size = self.context.page_size
+        for request in requests:
+            if request.can_decode:
+                continue
+            self.rows.append(request.table_idx)
+            held = -(-request.cached_len // page_size) * page_size
+            self.scheduler.cache_manager._free(self.context.page_table[request.table_idx, :held])
 
     def model(self) -> torch.Tensor:
         """A number for each request that any wrong element changes, in exact arithmetic."""
         batch = self.context.batch
-        bs, metadata = len(batch.input_ids), batch.attn_metadata
+        metadata = batch.attn_metadata
         if wrapper := getattr(metadata, "wrapper", None):
             indptr, slots, last_page_len = wrapper.indptr.long(), wrapper.indices, wrapper.last_page_len
             until = slots.long().cumsum(0)
             attended = until[indptr[1:] - 1] - until[indptr[:-1]] + slots[indptr[:-1]] + last_page_len
         else:
-            table, lens = metadata.page_table, metadata.cache_seqlens
-            pages = -(-lens // self.context.page_size)
-            live = torch.arange(table.shape[1], device=table.device) < pages[:, None]
-            attended = (table * live).sum(dim=1) * 3 + lens * 5 + metadata.cu_seqlens_k[1:]
+            lens = metadata.cache_seqlens
+            attended = self.live(metadata.page_table, lens).sum(dim=1) * 3 + lens * 5 + metadata.cu_seqlens_k[1:]
         mixed = attended + batch.input_ids * 7 + batch.positions * 11 + batch.out_loc * 13
-        logits: torch.Tensor = mixed[:bs, None] * torch.arange(1, VOCAB_SIZE + 1, device=mixed.device)
+        logits: torch.Tensor = mixed[:, None] * torch.arange(1, VOCAB_SIZE + 1, device=mixed.device)
         return logits.remainder(1 << 20).float()
 
-    def buffers(self) -> dict[str, torch.Tensor]:
-        """Every static buffer that a replay may write or read."""
-        capture, buffer = self.decode_back_end.capture, self.runner.buffer
-        return {
-            "input_ids": buffer.input_ids,
-            "out_loc": buffer.out_loc,
-            "positions": buffer.positions,
-            "cu_seqlens_k": capture.cu_seqlens_k,
-            "seq_lens": capture.seq_lens,
-            "page_table": capture.page_table,
-        }
+    def live(self, pages: torch.Tensor, lens: torch.Tensor) -> torch.Tensor:
+        """The page table as far as attention reads it, zeros beyond."""
+        until = -(-lens // self.context.page_size)
+        return pages.where(torch.arange(pages.shape[1], device=pages.device) < until[:, None], 0)
 
-    def digest(self, logits: torch.Tensor) -> str:
-        """Of all buffers' bytes and the output."""
-        tensors = [*self.buffers().values(), logits]
+    def digest(self, batch: Any) -> str:
+        """Of the bytes that the batch's graph reads, the token pool and the output."""
+        bs, buffer, capture = batch.padded_size, self.runner.buffer, self.decode_back_end.capture
+        tensors = [buffer.input_ids[:bs], buffer.out_loc[:bs], buffer.positions[:bs], self.scheduler.token_pool]
+        if capture.page_table.dim() == 2:  # FlashInfer's wrappers have buffers of their own, which the output shows
+            lens = capture.seq_lens[:bs]
+            tensors += [capture.cu_seqlens_k[: bs + 1], lens, self.live(capture.page_table[:bs], lens)]
+        tensors += [self.output]
         return hashlib.sha256(b"".join(t.contiguous().cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
 
 class CountedOps(TorchDispatchMode):
-    """Counts what a fill calls: copies, fills and this package's op."""
+    """Counts what a step calls that moves or makes elements, and this package's op."""
+
+    COUNTED = ("copy_", "_to_copy", "fill_", "index", "index_put_", "index_copy_", "stack", "cumsum_", "arange")
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -174,7 +212,7 @@ class CountedOps(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__ if func.namespace == "aten" else f"{func.namespace}.replay"
-        if name in ("copy_", "fill_", "fused_copy.replay"):
+        if name in self.COUNTED or func.namespace == "fused_copy":
             self.ops[name] += 1
         return func(*args, **(kwargs or {}))
 
@@ -224,7 +262,7 @@ class TorchWithoutGpu:
         self.cuda = SimpleNamespace(
             CUDAGraph=lambda: SimpleNamespace(pool=lambda: None),
             graph=self._record,
-            Event=lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None),
+            Event=lambda: SimpleNamespace(record=lambda *_: None, synchronize=lambda: None),
             synchronize=lambda _: None,
             empty_cache=lambda: None,
             reset_peak_memory_stats=lambda _: None,
@@ -266,13 +304,21 @@ def replace_heavy_modules(package: Path) -> None:
         logger.info_rank0 = logger.info  # type: ignore[attr-defined]
         return logger
 
-    for part in ("", "attention", "engine", "distributed"):
+    for part in ("", "attention", "engine", "distributed", "scheduler"):
         module(".".join(filter(None, ["minisgl", part])), package / part)
+    messages = ("AbortBackendMsg", "BaseBackendMsg", "BatchBackendMsg", "DetokenizeMsg", "ExitMsg", "UserMsg")
+    module("minisgl.message", **dict.fromkeys(messages))
+    module("minisgl.kvcache", BaseCacheHandle=None, MatchResult=None, create_prefix_cache=lambda **_: None)
+    module("minisgl.scheduler.config", SchedulerConfig=None)
+    module("minisgl.scheduler.io", SchedulerIOMixin=object)
+    module("minisgl.scheduler.prefill", ChunkedReq=None, PrefillManager=None)
     module(
         "minisgl.utils",
         init_logger=init_logger,
         is_sm100_supported=lambda: False,
         div_even=lambda a, b, **_: a // b,
+        div_ceil=lambda a, b: -(-a // b),
+        load_tokenizer=None,
     )
     sys.modules["minisgl.distributed"].__dict__["get_tp_info"] = importlib.import_module(
         "minisgl.distributed.info"
