@@ -1,4 +1,4 @@
-"""Writes the tables of one run into docs/performance.md, from a file that ``run.py --json`` wrote.
+"""Writes the tables and pictures of one run into docs/performance.md, from a file that ``run.py --json`` wrote.
 
 usage: python benchmarks/performance_tables.py [--check]
 
@@ -8,19 +8,22 @@ It needs what the benchmark needs: the targets are evaluated anew, as they stand
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fill_benchmark import peers, report, sources
+from fill_benchmark import peers, plots, report, sources
 from fill_benchmark.targets import Medians, evaluate, place, share
-from readme_table import POINT, ROOT, WAYS, format_us, newest, settle, with_table
+from readme_table import POINT, ROOT, WAYS, caption, format_us, newest, pictures, settle, with_table
 
 WORDS = {True: "met", False: "**missed**", None: "not measured"}
 CODE = re.compile(r"[a-z_]*(?:[a-z]_|\.[a-z])[a-z_]*(?:\([\w=]*\))?")
 """What the page shows as code: a name with an underscore or a dot, and the parentheses of its call."""
+
+STEP_PICTURE = {plots.STEP_PICTURE: "Host and GPU time of one decode step's fill, by way"}
 
 HOST = WAYS | {
     peers.NOTHING_OP: "an op of the same schema that does nothing",
@@ -50,14 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     path = args.results or newest(ROOT / "benchmarks" / "results")
     results, page = report.read(path), args.page.read_text()
+    medians, file = Medians(results.rows, results.package), os.path.relpath(path, args.page.parent)
     for name, table in TABLES.items():
-        lines = [f"| {' | '.join(row)} |" for row in table(results, Medians(results.rows, results.package))]
+        lines = [f"| {' | '.join(row)} |" for row in table(results, medians)]
         page = with_table(page, "\n".join(lines), *markers(name))
+    step = [*pictures(path, file, STEP_PICTURE), "", caption(results.machine, file)]
+    page = with_table(page, "\n".join(step), *markers("step"))
+    page = with_table(page, "\n".join(pictures(path, file)), *markers("curves"))
     return settle(args.page, page, path, "performance_tables", check=args.check)
 
 
 def markers(name: str) -> tuple[str, str]:
-    """What stands before and after the table in the page."""
+    """What stands before and after a table, or pictures, in the page."""
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 

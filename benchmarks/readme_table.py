@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +97,11 @@ def with_table(page: str, table: str, begin: str = BEGIN, end: str = END) -> str
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
-def pictures(path: Path, file: str) -> list[str]:
+def pictures(path: Path, file: str, names: Mapping[str, str] = PICTURES) -> list[str]:
     """Links to the pictures of a results file, a blank line before each. One drawn from other results is an error."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = []
-    for name, text in PICTURES.items():
+    for name, text in names.items():
         picture = path.with_name(f"{path.stem}-{name}.svg")
         if not picture.exists():
             continue
@@ -141,7 +141,11 @@ def table(results: dict[str, Any], file: str) -> str:
             spread = f"{format_us(host[way]['p10'])} to {format_us(host[way]['p90'])}" if "p10" in host[way] else ""
             cells = [label, "" if launches is None else str(launches), us, spread, ratio, *_time(gpu, way)]
             lines.append(f"| {' | '.join(cells)} |")
-    machine = results["machine"]
+    return "\n".join([*lines, "", caption(results["machine"], file, "; the ratio is to the first row")])
+
+
+def caption(machine: Mapping[str, Any], file: str, more: str = "") -> str:
+    """What was measured, where and when, with a link to the results; ``more`` is said of the medians."""
     facts = [
         machine["gpu"] or machine["cpu"],
         machine["driver"] and f"driver {machine['driver']}",
@@ -151,9 +155,7 @@ def table(results: dict[str, Any], file: str) -> str:
         f"[`{Path(file).name}`]({Path(file).as_posix()})",
     ]
     step = f"The six tensors of a decode step, bs {POINT['bs']}, page table {POINT['max_seqlen_k']} wide"
-    how = "Medians, in `torch.inference_mode()`; the ratio is to the first row"
-    caption = f"{step}. {how}. {', '.join(filter(None, facts))}."
-    return "\n".join([*lines, "", caption])
+    return f"{step}. Medians, in `torch.inference_mode()`{more}. {', '.join(filter(None, facts))}."
 
 
 def _time(rows: dict[str, Any], way: str) -> tuple[str, str]:

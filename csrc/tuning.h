@@ -1,5 +1,5 @@
 // What was measured and may be chosen anew, for another GPU say. In quotes: the row of "What was tried" in
-// docs/performance.md, which has the numbers and names their files.
+// benchmarks/NOTES.md, which has the numbers and names their files.
 #pragma once
 
 #include "launch_layout.h"

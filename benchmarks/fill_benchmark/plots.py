@@ -1,7 +1,8 @@
-"""Curves of a results file: ``run.py --plot``, or ``python -m fill_benchmark.plots FILE DIR`` in benchmarks/.
+"""Pictures of a results file: ``run.py --plot``, or ``python -m fill_benchmark.plots FILE DIR`` in benchmarks/.
 
-Every way that was measured is drawn. Those that are written for a decode step's six tensors are not over the number of
-tensors, and those that cannot be captured have no GPU time.
+Curves are of every way that was measured. Those that are written for a decode step's six tensors are not over the
+number of tensors, and those that cannot be captured have no GPU time. Bars are of what an engine chooses among, in one
+step.
 
 Each SVG names the SHA-256 of the file that it was drawn from, by which ``readme_table.py --check`` knows that the two
 belong together.
@@ -14,12 +15,26 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fill_benchmark import report
-from fill_benchmark.peers import GRAPH_REPLAY, PEERS, PLAN
+from fill_benchmark.peers import (
+    GRAPH_REPLAY,
+    OP,
+    PEERS,
+    PLAN,
+    SIX_COPIES,
+    SLICED_FOREACH,
+    TRITON,
+    TVM_FFI,
+    UPDATE_AND_REPLAY,
+)
 from fill_benchmark.report import Row
 from fill_benchmark.sections import STEP
 from fill_benchmark.sources import ROWS, VALUES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -50,6 +65,12 @@ AXES = {
 
 METRICS = {"host": "host us per call", "gpu": "GPU us per call"}
 
+STYLE: dict[Any, Any] = {"svg.hashsalt": "fused-copy", "svg.fonttype": "none"}
+
+STEP_PICTURE = "decode-step"
+STEP_WAYS = (SIX_COPIES, SLICED_FOREACH, TRITON, TVM_FFI, OP, PLAN)
+"""The bars, and below them what an update of a graph's node adds to its replay."""
+
 
 def draw(results_file: Path, folder: Path) -> list[Path]:
     """Draw a results file into ``folder``, named after it, as far as it has what they show: the pictures' paths."""
@@ -61,6 +82,24 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
     rows = report.read(results_file).rows
     digest = hashlib.sha256(results_file.read_bytes()).hexdigest()
     paths = []
+
+    def save(figure: Figure, name: str) -> None:
+        paths.append(folder / f"{results_file.stem}-{name}.svg")
+        figure.savefig(paths[-1], metadata={"Date": None, "Description": f"sha256 {digest}"})
+        pyplot.close(figure)
+
+    if bars := _bars(rows):
+        with pyplot.rc_context(STYLE | {"font.size": 9}):
+            figure, panels = pyplot.subplots(1, len(METRICS), figsize=(7.5, 2.6), sharey=True, layout="constrained")
+            for panel, (metric, label) in zip(panels, METRICS.items(), strict=True):
+                times = {way: of[metric] for way, of in bars.items() if metric in of}
+                colors = ["tab:blue" if is_ours(way) else "silver" for way in times]
+                drawn = panel.barh([*times], [*times.values()], color=colors)
+                panel.bar_label(drawn, [f"{us:.{1 if us >= 10 else 2}f}" for us in times.values()], padding=3)
+                panel.set(xlabel=label, xlim=(0, 1.15 * max(times.values())))
+                panel.spines[["top", "right"]].set_visible(False)
+            panels[0].invert_yaxis()
+            save(figure, STEP_PICTURE)
     for name, axis in AXES.items():
         if not any(_curve(rows, metric, axis, way) for metric in METRICS for way in axis.ways):
             continue
@@ -72,7 +111,7 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
             else {"color": next(colors), "linewidth": 1, "linestyle": "--"}
             for way in axis.ways
         }
-        with pyplot.rc_context({"svg.hashsalt": "fused-copy", "svg.fonttype": "none", "font.size": 8}):
+        with pyplot.rc_context(STYLE | {"font.size": 8}):
             figure, panels = pyplot.subplots(1, len(METRICS), figsize=(10, 4.2), layout="constrained")
             lines = {}
             for panel, (metric, y_label) in zip(panels, METRICS.items(), strict=True):
@@ -89,15 +128,26 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
                     line.set_minor_formatter(ticker.NullFormatter())
                 panel.grid(alpha=0.3)
             figure.legend(lines.values(), lines.keys(), loc="outside right center", frameon=False)
-            paths.append(folder / f"{results_file.stem}-{name}.svg")
-            figure.savefig(paths[-1], metadata={"Date": None, "Description": f"sha256 {digest}"})
-            pyplot.close(figure)
+            save(figure, name)
     return paths
 
 
 def is_ours(way: str) -> bool:
     """Whether this package offers it: drawn solid."""
     return "fused_copy" in way or way.startswith(("plan.", "copy."))
+
+
+def _bars(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Medians of a decode step by way and metric. None unless all ways were measured."""
+    step = {
+        (row.peer, row.metric): row.median
+        for row in rows
+        if (row.workload, row.point) == ("decode", STEP) and not row.case
+    }
+    if not {(way, metric) for way in STEP_WAYS for metric in METRICS} <= step.keys():
+        return {}
+    bars = {way: {metric: step[way, metric] for metric in METRICS} for way in STEP_WAYS}
+    return bars | {"copy.update": {"host": step[UPDATE_AND_REPLAY, "host"] - step[GRAPH_REPLAY, "host"]}}
 
 
 def _curve(rows: Sequence[Row], metric: str, axis: Axis, way: str) -> list[tuple[int, float]]:

@@ -27,10 +27,11 @@ def test_plots_are_the_same_for_the_same_file(full_rows, tmp_path):
     path.write_text(report.serialize(replace(results(), rows=[row for row in full_rows if row.peer != absent])))
     (tmp_path / "again").mkdir()
     first, second = plots.draw(path, tmp_path), plots.draw(path, tmp_path / "again")
-    assert [p.name for p in first] == [f"run-{name}.svg" for name in plots.AXES]
+    assert [p.name for p in first] == [f"run-{name}.svg" for name in (plots.STEP_PICTURE, *plots.AXES)]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-    for picture, axis in zip(first, plots.AXES.values(), strict=True):
-        texts = set(re.findall(r"<text[^>]*>([^<]+)</text>", picture.read_text()))
+    bars, *curves = (set(re.findall(r"<text[^>]*>([^<]+)</text>", picture.read_text())) for picture in first)
+    assert bars > {*plots.STEP_WAYS, "copy.update", "60.0", "50.0", "5.00", "1.00"}
+    for texts, axis in zip(curves, plots.AXES.values(), strict=True):
         assert texts & (PEERS | VALUES | ROWS).keys() == set(axis.ways) - {absent}
 
 
@@ -152,8 +153,12 @@ def test_the_page_has_the_tables_of_the_newest_run():
 def test_performance_tables_are_made_of_the_rows(full_rows, tmp_path, capsys):
     path, page = tmp_path / "run.json", tmp_path / "page.md"
     write(replace(results(), rows=full_rows, package={"import_ms": 12.345}), path)
-    places = ["\nold\n".join(performance_tables.markers(name)) for name in performance_tables.TABLES]
+    blocks = [*performance_tables.TABLES, "step", "curves"]
+    places = ["\nold\n".join(performance_tables.markers(name)) for name in blocks]
     page.write_text("\n".join(["before", *places, "after\n"]))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in (plots.STEP_PICTURE, *readme_table.PICTURES):
+        (tmp_path / f"run-{name}.svg").write_text(f"<svg>sha256 {digest}</svg>")
     arguments = [str(path), "--page", str(page)]
     assert performance_tables.main([*arguments, "--check"]) == 1
     assert "run python benchmarks/performance_tables.py" in capsys.readouterr().err
@@ -172,6 +177,11 @@ def test_performance_tables_are_made_of_the_rows(full_rows, tmp_path, capsys):
     assert "| 8 | `copy.update` | 3.00 | 33.3% | 3.00 | 33.3% |" in lines
     assert "| 64 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 1.00 | 3.00 |" in lines
     assert "| 256 | 32768 | 64 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in lines
+    linked = [line.partition("](run-")[2] for line in lines if line.startswith("![")]
+    assert linked == [f"{name}.svg)" for name in (plots.STEP_PICTURE, *readme_table.PICTURES)]
+    assert "; the ratio is" not in page.read_text() and "[`run.json`](run.json)." in page.read_text()
+    for picture in tmp_path.glob("run-*.svg"):
+        picture.unlink()
     older = [row for row in full_rows if row.section not in ("values", "rows")]
     write(replace(results(), rows=older), path)
     assert performance_tables.main(arguments) == 0
