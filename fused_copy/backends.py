@@ -15,6 +15,7 @@ from fused_copy._library import _C
 from fused_copy.sources import Fill, Source, Values, as_tensor, cu_seqlens, plus, rows
 
 Backend = Literal["fused", "reference", "fallback"]
+"""The name of a back end, as :class:`fused_copy.backend` explains them."""
 
 _RAW_DTYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

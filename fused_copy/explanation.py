@@ -13,10 +13,18 @@ from fused_copy.sources import extent_of
 
 @dataclass(frozen=True)
 class PairPlan:
-    """How one pair is written. Shapes are in elements; ``bytes`` is what is written at most, fill included.
+    """How one pair is written.
 
-    ``src_shape`` is that of the corner, ``src_dtype`` that of the tensor or array, the table, or what is added to or
-    summed up. Python's numbers count as the dtype that they become.
+    Attributes:
+        index: the pair's place in the call.
+        name: the destination's name, where the call had names.
+        src_shape: the corner's, in elements.
+        dst_shape: the destination's.
+        src_dtype: that of the tensor or array, the table, or what is added to or summed up. Python's numbers count as
+            the dtype that they become.
+        dst_dtype: the destination's.
+        path: how it is written, in words: the width of a unit, strides, a cast, a fill, where host values travel.
+        bytes: what is written at most, fill included.
     """
 
     index: int
@@ -31,7 +39,13 @@ class PairPlan:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a call would do. ``parameter_bytes`` has one entry for each launch; ``str()`` gives a table."""
+    """What a call would do. ``str()`` gives a table.
+
+    Attributes:
+        device: the destinations', or None where there are none.
+        parameter_bytes: what each launch has for parameters.
+        pairs: how each pair is written, in the call's order.
+    """
 
     device: torch.device | None
     parameter_bytes: tuple[int, ...]
@@ -39,10 +53,12 @@ class Explanation:
 
     @property
     def launches(self) -> int:
+        """How many launches the call takes."""
         return len(self.parameter_bytes)
 
     @property
     def bytes(self) -> int:
+        """What all pairs write at most, fills included."""
         return sum(pair.bytes for pair in self.pairs)
 
     def __str__(self) -> str:

@@ -15,8 +15,14 @@ from fused_copy._library import _C, missing
 from fused_copy.sources import TYPES, Fill, Source, as_tensor, cu_seqlens, extent_of, plus, rows
 
 Tensors = Iterable[torch.Tensor] | Mapping[str, torch.Tensor]
+"""Destinations, one after the other or by name."""
+
 Sources = Iterable[Source] | Mapping[str, Source]
+"""A source for each destination, in their order or by name."""
+
 Fills = Iterable[Fill] | Mapping[str, Fill]
+"""A fill for each destination, in their order, or for some by name."""
+
 Names = tuple[str, ...] | None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
@@ -15,11 +15,13 @@ from fused_copy.ops import Fills, Names, Tensors, bound_in_order, replay_in_orde
 from fused_copy.sources import Fill, Source
 
 StepSource = Source | Mapping[str, Source]
-"""What a plan is called with: a source for each destination, or one mapping of all their names to sources."""
+"""An argument of a plan's call. It is the source of one destination, or a mapping of all their names to sources."""
 
 
 class StepCall(Protocol):
-    """Takes a step: one mapping of the destinations' names to sources, or the sources in the destinations' order."""
+    """Called as ``call(step)`` with a mapping of the destinations' names to sources, or as ``call(*sources)`` with the
+    sources in the destinations' order.
+    """
 
     @overload
     def __call__(self, step: Mapping[str, Source], /) -> None: ...
@@ -35,7 +37,7 @@ class _Replay(property):
         def __get__(self, plan: Plan, owner: type[Plan]) -> StepCall: ...  # type: ignore[override]
 
     @staticmethod
-    def fget(plan: Plan) -> Callable[..., None]:
+    def fget(plan: Plan) -> StepCall:
         return plan._replay_traced
 
 
@@ -47,6 +49,11 @@ class Plan:
             errors. Their shapes and strides are frozen, and their memory is held: once a tensor has come to lie
             elsewhere (``.data =``, ``set_``, ``resize_``, ``share_memory_``), every call raises, and says to bind anew.
         fill: as for :func:`fused_copy.replay`.
+
+    Attributes:
+        names: the destinations' names, or None where they have none.
+        destinations: the tensors that were passed.
+        fill: what the rest of each becomes, or None where none has a fill.
 
     A plan may be shared by threads, deep-copied and pickled: copies are made anew from destinations and fill. (To hand
     CPU tensors to another process moves them to shared memory, after which this plan raises.) Fake tensors, subclasses
@@ -75,16 +82,16 @@ class Plan:
             else self._bound.replay
         )
 
-    replay = _Replay(
-        operator.attrgetter("_replay"),
-        doc="""``replay(step)`` or ``replay(*sources)`` copies every source into the leading corner of its destination,
-        in one launch: a mapping by the destinations' names, in any order, or the sources in the destinations' order.
+    replay = _Replay(operator.attrgetter("_replay"))
+    # Before Python 3.12 the docstring of a property's class would hide one that is given as ``doc``.
+    replay.__doc__ = """``replay(step)`` or ``replay(*sources)`` copies every source into the leading corner of its
+        destination, in one launch: a mapping by the destinations' names, in any order, or the sources in the
+        destinations' order.
 
         Sources, shapes, dtypes, devices, stream, capture and errors are those of :func:`fused_copy.replay`. A list of
         numbers is one source: ``plan.replay([7, 8], [3, 5])``. What the attribute yields is a C function that may be
         kept for the plan's life; ``torch.compile`` sees one that calls the op.
-        """,
-    )
+        """
 
     def _replay_traced(self, *sources: StepSource) -> None:
         _replay_unbound(self.names, self.destinations, self.fill, *sources)
@@ -145,12 +152,9 @@ class Plan:
 class GraphCopy:
     """A plan's copy inside a CUDA graph. Made by :meth:`Plan.capture`.
 
-    ``update(step)`` or ``update(*sources)`` makes the graph's next launches copy these sources: new addresses, sizes,
-    strides, dtypes and kinds of sources, as far as the plan allows. It launches nothing; launches already enqueued keep
-    the sources they had. Host values are taken at the call, and reach the GPU as the node's parameters, without a
-    launch or a transfer of their own, unless there are more than these hold. What lies on the GPU needs no update where
-    its contents alone change, be it a tensor, a table, an index or lengths: each launch reads it anew. Before the graph
-    is instantiated an update changes what every executable of the graph begins with, later the executable alone.
+    Attributes:
+        plan: the plan whose destinations are written.
+        launches: how many nodes of the graph the copy is.
 
     The sources of the last update are held until the next one, those that executables begin with as long as this object
     lives: keep it while the graph may be launched. It does not keep the graph: an update after that is gone raises.
@@ -159,14 +163,26 @@ class GraphCopy:
     everywhere in torch. Nothing waits, but where pinned sources are let go while the GPU's queue is full: marking where
     the stream's work ends takes a place in the queue, as a launch does. Other threads run Python meanwhile.
 
-    ``update`` raises RuntimeError as :meth:`Plan.replay` does, where the sources need more launches than the graph
-    holds, while the graph is still being captured, after it was reset, where the copy was captured in another graph
-    than the one that was named, and where another thread is within it; TypeError where it does, and for subclasses.
-    The graph then stays as it was, unless CUDA itself refuses one of several nodes. A copy belongs to one capture:
-    after ``graph.reset()`` capture a new one. Two threads must not update and launch one graph at the same time.
+    A copy belongs to one capture: after ``graph.reset()`` capture a new one. Two threads must not update and launch one
+    graph at the same time.
     """
 
     update: StepCall
+    """``update(step)`` or ``update(*sources)`` makes the graph's next launches copy these sources: new addresses,
+    sizes, strides, dtypes and kinds of sources, as far as the plan allows.
+
+    It launches nothing; launches already enqueued keep the sources they had. Host values are taken at the call, and
+    reach the GPU as the node's parameters, without a launch or a transfer of their own, unless there are more than
+    these hold. What lies on the GPU needs no update where its contents alone change, be it a tensor, a table, an index
+    or lengths: each launch reads it anew. Before the graph is instantiated an update changes what every executable of
+    the graph begins with, later the executable alone.
+
+    Raises:
+        RuntimeError: as :meth:`Plan.replay`; the sources need more launches than the graph holds; the graph is still
+            being captured, or was reset; the copy was captured in another graph than the one that was named; another
+            thread is within it. The graph stays as it was, unless CUDA itself refuses one of several nodes.
+        TypeError: as :meth:`Plan.replay`, and for tensor subclasses.
+    """
 
     def __init__(self, plan: Plan, bound: _C.BoundGraphCopy) -> None:
         self.plan = plan

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Values = torch.Tensor | np.ndarray | Sequence[int] | Sequence[float]
+    """A tensor, or host values in a list or tuple, a NumPy array or another object with the buffer protocol."""
 else:
     Values = torch.Tensor | Sequence[int] | Sequence[float]
 
@@ -76,10 +77,10 @@ class plus(NamedTuple):
 
 
 Source = Values | rows | cu_seqlens | plus | float | int | None
-"""What may stand for a source: see :func:`fused_copy.replay`."""
+"""Values, a number for a destination of one element, what is made in the launch, or None to leave a destination out."""
 
 Fill = float | Literal["last"] | None
-"""What the rest of a destination becomes: a number, the last value that its source yields, or what it was."""
+"""What the rest of a destination becomes. That is a number, the last value that its source yields, or what it was."""
 
 
 def as_tensor(values: Any, destination: torch.Tensor | None = None) -> torch.Tensor:
