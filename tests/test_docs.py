@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import torch
 
+import fused_copy
+
 ROOT = Path(__file__).parent.parent
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
 
-# A fence may be indented, in a list. `<!-- no-test -->` on the line before it leaves the block out.
+# A fence may be indented, in a list. On the line before it `<!-- no-test -->` leaves the block out, and
+# `<!-- needs-gpu -->` does where there is no GPU.
 BLOCK = re.compile(
-    r"^(?P<skip>[ \t]*<!-- no-test -->\n(?:[ \t]*\n)?)?(?P<indent>[ \t]*)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```",
+    r"^(?:[ \t]*<!-- (?P<skip>no-test|needs-gpu) -->\n(?:[ \t]*\n)?)?"
+    r"(?P<indent>[ \t]*)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```",
     re.MULTILINE | re.DOTALL,
 )
 
 
-def blocks(text: str) -> list[tuple[int, str]]:
+def blocks(text: str, *, gpu: bool) -> list[tuple[int, str]]:
     """Line numbers and code of the blocks to run."""
     found = []
     for match in BLOCK.finditer(text):
-        if match["skip"] is None:
+        if match["skip"] is None or (gpu and match["skip"] == "needs-gpu"):
             line = text.count("\n", 0, match.start("code"))
             found.append((line, re.sub(rf"^{match['indent']}", "", match["code"], flags=re.MULTILINE)))
     return found
@@ -33,7 +39,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
     """In order and in one namespace, as a reader would run them. A traceback shows the page's own line."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
-    for line, code in blocks(page.read_text()):
+    for line, code in blocks(page.read_text(), gpu=torch.cuda.is_available()):
         exec(compile("\n" * line + code, page, "exec"), namespace)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -62,8 +68,52 @@ raise AssertionError
 ```sh
 no python
 ```
+<!-- needs-gpu -->
+```python
+c = 3
+```
 """
-    assert blocks(page) == [(2, "a = 1\n"), (16, "if a:\n    b = 2\n")]
+    anywhere = [(2, "a = 1\n"), (16, "if a:\n    b = 2\n")]
+    assert blocks(page, gpu=False) == anywhere
+    assert blocks(page, gpu=True) == [*anywhere, (24, "c = 3\n")]
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.name)  # the README is no page of the site
+def test_code_is_not_cut(page):
+    """As wide as docs/_static/site.css has room for on a screen of 1,280 px."""
+    for fence in re.findall(r"^[ \t]*```.*?^[ \t]*```", page.read_text(), re.MULTILINE | re.DOTALL):
+        assert max(map(len, fence.splitlines())) <= 120, fence
+
+
+def in_the_reference() -> dict[str, str]:
+    """By what docs/reference.md names, members after their class: the directive that does."""
+    page, owner, directives = (ROOT / "docs/reference.md").read_text(), "", {}
+    for indent, directive, name in re.findall(r"^( *)\.\. ([\w:]+):: ([\w.]+)", page, re.MULTILINE):
+        owner = owner if indent else name
+        directives[f"{owner}.{name}" if indent else name] = directive
+    return directives
+
+
+def test_the_reference_has_all_that_is_public_and_nothing_else():
+    named = in_the_reference()
+    assert {f"fused_copy.{name}" for name in fused_copy.__all__} <= named.keys()
+    private = {name for name in named if any(part.startswith("_") for part in name.split("."))}
+    assert private == {"fused_copy.__version__"}
+    for name in [name for name, directive in named.items() if directive == "autoclass"]:
+        kind = resolve_name(name)
+        members = {member for member in vars(kind).keys() | inspect.get_annotations(kind) if member[0] != "_"}
+        _, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+        assert members - {*re.findall(r"^    (\w+): ", attributes, re.MULTILINE)} == {
+            member.removeprefix(f"{name}.") for member in named if member.startswith(f"{name}.")
+        }, name
+
+
+def test_what_the_reference_shows_is_of_the_thing_itself():
+    """And not what Python falls back to, the docstring of its type."""
+    for name, directive in in_the_reference().items():
+        if directive in ("autofunction", "autoclass", "automethod", "autoproperty"):
+            thing = resolve_name(name)
+            assert inspect.getdoc(thing) not in (None, inspect.getdoc(type(thing))), name
 
 
 def found(pattern: str, file: str) -> list[str]:
