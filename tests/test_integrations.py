@@ -7,8 +7,14 @@ them and runs mini-sglang's own graph runner.
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
+import json
 import os
+import random
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -56,7 +62,7 @@ def functions(patch: str, file: str) -> dict:
 
 
 def test_every_engine_has_its_patch_and_its_page():
-    pages = {page.stem for page in (ROOT / "docs" / "integrations").glob("*.md")} - {"index"}
+    pages = {page.stem for page in (ROOT / "docs" / "integrations").glob("*.md")} - {"index", "recipes"}
     assert pages == set(PATCHES) == {"mini-sglang", "sglang", "vllm", "nano-vllm", "torch"}
 
 
@@ -223,52 +229,228 @@ def test_sglang_copies_or_refuses_what_foreach_does(tail):
         assert torch.equal(buffer, expected), name
 
 
-# --- nano-vllm, vLLM, torch: what is removed against what is added ------------------------------------------------
+# --- nano-vllm ------------------------------------------------------------------------------------------------------
 
 
-def test_nano_vllm_fills_the_same():
-    file = "nanovllm/engine/model_runner.py"
-    removed = block("nano-vllm", file, "-", 'graph_vars["input_ids"]')
-    plan, added = block("nano-vllm", file, "+", "fused_copy.Plan("), block("nano-vllm", file, "+", "copy_plan.replay(")
+RUNNER = "nanovllm/engine/model_runner.py"
+
+
+def nano_runner(use_fused_copy=True, package=fused_copy, hip=None):
+    """A model runner whose graphs are captured, its graphs and model replaced."""
+    buffers = {name: torch.full((8,), 99) for name in ("input_ids", "positions")}
+    buffers |= {name: torch.full((8,), 99, dtype=torch.int32) for name in ("slot_mapping", "context_lens")}
+    buffers["block_tables"] = torch.full((8, 6), 99, dtype=torch.int32)
+    runner = SimpleNamespace(
+        copy_plan=None,
+        block_size=256,
+        graph_vars=buffers | {"outputs": torch.arange(8)},
+        graph_bs=[1, 2, 4, 8],
+        graphs={},
+        model=SimpleNamespace(compute_logits=torch.clone),
+    )
+    runner.replayed = []
+    for bs in runner.graph_bs:
+        runner.graphs[bs] = SimpleNamespace(replay=functools.partial(runner.replayed.append, bs))
+    config = SimpleNamespace(use_fused_copy=use_fused_copy)
+    version = SimpleNamespace(version=SimpleNamespace(hip=hip))
+    around = {"self": runner, "config": config, "fused_copy": package, "torch": version, **buffers}
+    exec(block("nano-vllm", RUNNER, "+", "fused_copy.Plan("), around)
+    return runner
+
+
+class NanoSequence(SimpleNamespace):
+    """nano-vllm's, as a decode sees it."""
+
+    def __len__(self):
+        return self.num_tokens
+
+
+def nano_sequence(num_tokens):
+    blocks_used = -(-num_tokens // 256)
+    return NanoSequence(
+        num_tokens=num_tokens,
+        last_token=random.randrange(1000),
+        block_table=random.sample(range(1000), blocks_used),
+        last_block_num_tokens=num_tokens - (blocks_used - 1) * 256,
+    )
+
+
+def nano_replay(runner, seqs):
+    added = {"torch": torch, "fused_copy": fused_copy}
+    exec("from __future__ import annotations\n" + block("nano-vllm", RUNNER, "+", "def replay_decode("), added)
+    return added["replay_decode"](runner, seqs)
+
+
+def test_nano_vllm_fills_what_its_copies_fill():
+    runner = nano_runner()
+    expected = {name: buffer.clone() for name, buffer in runner.graph_vars.items()}
+    for lens in [(1, 256, 257, 511, 512, 513, 1536, 1281), (700, 2, 256), (1,), (300,) * 5]:
+        seqs, bs = [nano_sequence(n) for n in lens], len(lens)
+        logits = nano_replay(runner, seqs)
+        assert torch.equal(logits, torch.arange(bs))
+        assert runner.replayed.pop() == min(n for n in runner.graph_bs if n >= bs)
+        expected["input_ids"][:bs] = torch.tensor([seq.last_token for seq in seqs])
+        expected["positions"][:bs] = torch.tensor(lens) - 1
+        expected["slot_mapping"][:] = -1
+        expected["context_lens"][:] = 0
+        for i, seq in enumerate(seqs):
+            expected["slot_mapping"][i] = seq.block_table[-1] * 256 + seq.last_block_num_tokens - 1
+            expected["context_lens"][i] = len(seq)
+            expected["block_tables"][i] = -1
+            expected["block_tables"][i, : len(seq.block_table)] = torch.tensor(seq.block_table)
+        for name, buffer in expected.items():
+            assert torch.equal(runner.graph_vars[name], buffer), name
+
+
+def test_nano_vllm_refuses_a_sequence_that_is_longer_than_its_table():
+    runner = nano_runner()
+    with pytest.raises(AssertionError):
+        nano_replay(runner, [nano_sequence(1), nano_sequence(6 * 256 + 1)])
+    assert all((runner.graph_vars[name] == 99).all() for name in runner.copy_plan.names) and not runner.replayed
+
+
+def test_nano_vllm_does_as_published_without_the_option_the_package_or_cuda():
     assert blocks("nano-vllm", "nanovllm/config.py", "+") == ["use_fused_copy: bool = False"]
+    assert nano_runner().copy_plan is not None
+    for without in ({"use_fused_copy": False}, {"package": None}, {"hip": "6.4"}):
+        assert nano_runner(**without).copy_plan is None
+
+    (chosen,) = [code for code in blocks("nano-vllm", RUNNER, "+") if "self.replay_decode(" in code]
+    runner = SimpleNamespace(
+        replay_decode=lambda _: "replayed",
+        prepare_prefill=lambda _: ("prefill", None),
+        prepare_decode=lambda _: ("decode", None),
+        run_model=lambda ids, *_: ids,
+    )
+    for plan, is_prefill, bs, expected in [
+        ("a plan", False, 512, "replayed"),
+        ("a plan", False, 513, "decode"),
+        ("a plan", True, 1, "prefill"),
+        (None, False, 1, "decode"),
+        (None, True, 1, "prefill"),
+    ]:
+        runner.copy_plan = plan
+        names = {"self": runner, "is_prefill": is_prefill, "seqs": [None] * bs}
+        exec(chosen, names)
+        assert names["logits"] == expected
+
+
+# --- recipes: published lines against those that take their place -----------------------------------------------------
+
+
+def recipe(engine):
+    """The published lines, and the others, compiled."""
+    text = (ROOT / "docs" / "integrations" / "recipes.md").read_text()
+    section = text.partition(f"\n## {engine}\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [compile("from __future__ import annotations\n" + code, engine, "exec") for code in found]
+
+
+@pytest.mark.parametrize("state_ids", [True, False])
+def test_lmdeploy_recipe(state_ids):
+    published, bind, replay = recipe("lmdeploy")
+    if not state_ids:
+        text = (ROOT / "docs" / "integrations" / "recipes.md").read_text()
+        published = text.partition("```python\n")[2].partition("\ninput_buffers['state_ids']")[0]
 
     def buffers():
-        names = {"input_ids": torch.int64, "positions": torch.int64, "slot_mapping": torch.int32}
-        made = {name: torch.full((8,), 99, dtype=dtype) for name, dtype in names.items()}
-        made["context_lens"] = torch.full((8,), 99, dtype=torch.int32)
-        made["block_tables"] = torch.full((8, 6), 99, dtype=torch.int32)
-        return made | {"outputs": torch.zeros(8, 4)}
+        made = {name: torch.full((1, 24), 99) for name in ("input_ids", "position_ids")}
+        made |= {"block_offsets": torch.full((8, 6), 99, dtype=torch.int32)}
+        made |= {"qkv_lens": torch.full((3, 8), 99, dtype=torch.int32)}
+        made |= {"cu_seqlens": torch.zeros(2, 9, dtype=torch.int32)}
+        made |= {"state_ids": torch.full((8,), 99)} if state_ids else {}
+        made |= dict(zip(("q_start_loc", "q_seqlens", "kv_seqlens"), made["qkv_lens"], strict=True))
+        made |= {"qkv_seqlens": made["qkv_lens"][1:]}
+        return made | dict(zip(("cu_seqlens_q", "cu_seqlens_k"), made["cu_seqlens"], strict=True))
 
-    def run(code, runner, **names):
-        exec(code, {"self": runner, "graph_vars": runner.graph_vars} | names)
-
-    published, *patched = (
-        SimpleNamespace(graph_vars=buffers(), config=SimpleNamespace(use_fused_copy=fused))
-        for fused in (None, False, True)
-    )
-    for runner in patched:
-        run(plan, runner)
-        assert hasattr(runner, "copy_plan") == runner.config.use_fused_copy
-    for bs, blocks_used in [(8, 6), (3, 2), (1, 1), (5, 6), (2, 3)]:
-        names = {
-            "bs": bs,
-            "input_ids": torch.randint(1000, (bs,)),
-            "positions": torch.randint(1000, (bs,)),
-            "context": SimpleNamespace(
-                slot_mapping=torch.randint(1000, (bs,), dtype=torch.int32),
-                context_lens=torch.randint(1000, (bs,), dtype=torch.int32),
-                block_tables=torch.randint(1000, (bs, blocks_used), dtype=torch.int32),
-            ),
+    expected, filled = buffers(), buffers()
+    meta = SimpleNamespace(max_tokens=24, max_batchs=8, is_ssm=state_ids)
+    exec(bind, {"graph_meta": meta, "input_buffers": filled, "fused_copy": fused_copy})
+    for bs, num_blocks in [(8, 6), (3, 2), (1, 1), (5, 6)]:
+        q_seqlens = torch.randint(1, 4, (bs,))
+        step = {
+            "batch_size": bs,
+            "num_blocks": num_blocks,
+            "num_tokens": bs * 3,
+            "input_ids": torch.randint(1000, (1, bs * 3)),
+            "position_ids": torch.randint(1000, (1, bs * 3)),
+            "block_offsets": torch.randint(1000, (bs, num_blocks)),
+            "q_seqlens": q_seqlens,
+            "q_start_loc": q_seqlens.cumsum(0) - q_seqlens,
+            "kv_seqlens": torch.randint(1, 1000, (bs,)),
+            "state_ids": torch.randint(1000, (bs,)),
         }
-        run(removed, published, **names)
-        for runner in patched:
-            run(added, runner, **names)
-            for name, buffer in published.graph_vars.items():
-                assert torch.equal(runner.graph_vars[name], buffer), name
-    for name in ("slot_mapping", "context_lens", "block_tables"):
-        context = SimpleNamespace(**vars(names["context"]) | {name: torch.zeros(3, 3, dtype=torch.int32)})
-        with pytest.raises(AssertionError):
-            run(added, runner, **names | {"context": context})
+        step |= {"kwargs": {"state_ids": step["state_ids"]}, "graph_meta": meta}
+        step |= {"torch": torch, "fused_copy": fused_copy}
+        exec(published, step | {"input_buffers": expected})
+        exec(replay, step | {"input_buffers": filled})
+        for name, buffer in expected.items():
+            assert torch.equal(filled[name], buffer), name
+
+
+def test_lightllm_recipe():
+    published, *added = recipe("lightllm")
+    shared = {"page_table": torch.randint(1000, (4, 9), dtype=torch.int32)}
+
+    def state():
+        lens = torch.randint(1, 1000, (4,), dtype=torch.int32)
+        sums = torch.nn.functional.pad(lens.cumsum(0, dtype=torch.int32), (1, 0))
+        tensors = {"b_seq_len": lens, "b_kv_seq_len": lens, "b_start_loc": sums[:-1], "b1_cu_kv_seq_len": sums}
+        tensors |= {"kv_starts": sums, "position_ids": lens - 1, "position_cos": torch.rand(4, 16).bfloat16()}
+        return SimpleNamespace(batch_size=4, b_ready_cache_len=None, **tensors, **shared)
+
+    expected = state()
+    filled = copy.deepcopy(expected)
+    filled.page_table = shared["page_table"]
+    was, now = ({"torch": torch, "fused_copy": fused_copy} for _ in range(2))
+    exec(published, was)
+    for code in added:
+        exec(code, now)
+    now["bind_for_cuda_graph"](filled)
+    assert len(filled.copy_plan.names) == 5  # of eight names
+    filled.made_by_a_layer = torch.zeros(3)
+    for _ in range(3):
+        step = state()
+        was["copy_for_cuda_graph"](expected, step)
+        now["copy_for_cuda_graph"](filled, step)
+        for name, value in vars(expected).items():
+            assert value is None or torch.equal(*map(torch.as_tensor, (getattr(filled, name), value))), name
+        assert torch.equal(filled.b_start_loc, step.b_start_loc) and torch.equal(filled.b_kv_seq_len, step.b_seq_len)
+
+
+def test_tgi_recipe():
+    published, bind, replay = recipe("Text Generation Inference")
+
+    def graph():
+        narrow = ("position_ids", "input_lengths", "cache_lengths")
+        made = {name: torch.full((8,), 99) for name in ("input_ids", "slots")}
+        made |= {name: torch.full((8,), 99, dtype=torch.int32) for name in narrow}
+        return made | {"block_tables": torch.full((8, 6), 99, dtype=torch.int32)}
+
+    def graphs():
+        largest = graph()
+        return {8: largest, 4: {name: buffer[:4] for name, buffer in largest.items()}}
+
+    expected, filled = graphs(), graphs()
+    for bs in filled:
+        exec(bind, {"self": SimpleNamespace(cuda_graphs=filled), "bs": bs, "fused_copy": fused_copy})
+    for size, bs, num_blocks in [(8, 8, 6), (4, 3, 2), (8, 5, 4), (4, 1, 1), (4, 4, 6)]:
+        step = {
+            "batch": SimpleNamespace(slots=torch.randint(1000, (64,)), slot_indices=torch.randperm(64)[:bs]),
+            "input_ids": torch.randint(1000, (bs,)),
+            "position_ids": torch.randint(1000, (bs,), dtype=torch.int32),
+            "block_tables": torch.randint(1000, (bs, num_blocks), dtype=torch.int32),
+            "input_lengths": torch.randint(1000, (bs,), dtype=torch.int32),
+            "cache_lengths_tensor": torch.randint(1000, (bs,), dtype=torch.int32),
+            "fused_copy": fused_copy,
+        }
+        exec(published, step | {"cuda_graph": expected[size]})
+        exec(replay, step | {"cuda_graph": filled[size]})
+        for name, buffer in expected[8].items():
+            assert torch.equal(filled[8][name], buffer), name
+
+
+# --- vLLM, torch: what is removed against what is added --------------------------------------------------------------
 
 
 class Buffer:
@@ -412,3 +594,31 @@ def test_minisgl_check_finds_a_wrong_fill(check, tmp_path, monkeypatch):
     monkeypatch.setitem(check.PATCHES, "mini-sglang", tmp_path / "mini-sglang.patch")
     with pytest.raises(check.Mismatch, match="step 0 filled other bytes"):
         check.check("mini-sglang", Path(ENGINES, "mini-sglang"), steps=5)
+
+
+@needs_engines
+def test_nano_vllm_steps_fill_the_same(check, tmp_path):
+    """Its scheduler and model runner, over 40 decode steps. The comparison would notice another fill."""
+    published = Path(ENGINES, "nano-vllm")
+
+    def digests(tree, use_fused_copy):
+        command = [sys.executable, ROOT / "tools" / "nanovllm_decode.py", tree, "--steps", "40", "--device", "cpu"]
+        environment = os.environ | {"NANOVLLM_USE_FUSED_COPY": str(int(use_fused_copy))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        result = json.loads(done.stdout)
+        assert result["ops"].get("fused_copy.replay", 0) == use_fused_copy
+        return result["digests"]
+
+    expected = digests(published, use_fused_copy=False)
+    assert len(set(expected)) == 40
+    for wrong in (False, True):
+        patched = tmp_path / f"patched{wrong:d}"
+        shutil.copytree(published, patched)
+        check.apply(PATCHES["nano-vllm"], published, patched)
+        runner = patched / RUNNER
+        if wrong:
+            code = runner.read_text()
+            assert '"slot_mapping": -1' in code
+            runner.write_text(code.replace('"slot_mapping": -1', '"slot_mapping": 0'))
+        for use_fused_copy in (False, True):
+            assert (digests(patched, use_fused_copy) == expected) == (not (wrong and use_fused_copy))
