@@ -50,6 +50,7 @@ COMPARISONS = {
             "--back-end hybrid",
         ),
     ),
+    "nano-vllm": Comparison("nanovllm_decode.py", "NANOVLLM_USE_FUSED_COPY", ("",)),
 }
 
 
@@ -86,7 +87,7 @@ def check(name: str, source: Path, steps: int) -> str:
         result = f"the patch applies to {len(files)} files"
         if comparison:
             for case in comparison.cases:
-                result += f"\n  {case}: {compare(comparison, case, source, patched, steps)}"
+                result += f"\n  {case or 'its steps'}: {compare(comparison, case, source, patched, steps)}"
     return result
 
 
