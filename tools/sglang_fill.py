@@ -4,7 +4,8 @@
 calls it, the kernel registry and the flags come from the given source tree; what else they import is replaced. Without
 a GPU torch's operators stand in for the Triton kernel, and the platform says it is CUDA's. Steps are the same on all
 machines. Prints JSON: a digest of all static buffers after each step, and the operators that one step calls; on a GPU
-also its launches, and with ``--time`` what calls take by the published functions and by those that the flag chooses.
+also its launches, and whether metadata is the same from a graph that recorded it. With ``--time`` it adds what calls
+take by the published functions, and in turn with these by those that the flag chooses.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def run(package: Path, steps: int, device: torch.device, timed: bool) -> dict[st
     fill = engine.usual_step()
     fill()  # binds and compiles
     if device.type == "cuda":
-        result["launches"] = launches(fill)
+        kinds = product((16,), (0, 3), ("", "zero_tail", "translated", "swa", "strided"))
+        metadata = (engine.set_metadata(MAX_BS, MAX_LEN, *kind) for kind in kinds)
+        result |= {"launches": launches(fill), "recorded": all(map(does_the_same_recorded, metadata))}
     with CountedOps(engine) as counter:
         fill()
     return result | {"ops": dict(counter.ops)}
@@ -119,7 +122,8 @@ class Engine:
             fill = self.fill_from(self.pick(*registries), self.below(MAX_BS) + 1)
             kind = self.pick("", "", "cut", "zero_tail", "translated", "swa", "strided")
             bs, page_size, delta = self.below(MAX_BS) + 1, self.pick(*PAGE_SIZES), self.pick(0, 0, 3)
-            yield both(fill, self.set_metadata(bs, MAX_LEN, page_size, delta, kind))
+            lens_dtype = self.pick(torch.int64, torch.int32)
+            yield both(fill, self.set_metadata(bs, MAX_LEN, page_size, delta, kind, lens_dtype))
 
     def usual_step(self) -> Fill:
         """A decode step of text, of fewer requests than its graph has."""
@@ -190,13 +194,21 @@ class Engine:
 
         return fill
 
-    def set_metadata(self, bs: int, tokens: int, page_size: int, delta: int = 0, kind: str = "") -> Fill:
+    def set_metadata(
+        self,
+        bs: int,
+        tokens: int,
+        page_size: int,
+        delta: int = 0,
+        kind: str = "",
+        lens_dtype: torch.dtype = torch.int64,
+    ) -> Fill:
         """Sets lengths, their sums and page rows, by the back end's method or the function that is given."""
         width = -(-tokens // page_size)
         max_pages = width // 2 if kind == "cut" else width
         slots = self.integers(1 << 20, (bs + 8, width * page_size + 4), torch.int32).to(self.device)
         requests = torch.randperm(bs + 8, generator=self.random)[:bs].to(self.device)
-        lens = self.integers(tokens - 2, (bs,), self.pick(torch.int64, torch.int32)).to(self.device)
+        lens = self.integers(tokens - 2, (bs,), lens_dtype).to(self.device)
         table, swa_table = self.poisoned(bs, 2 * width + 3), self.poisoned(bs, width + 1)
         page_table = table[:, ::2] if kind == "strided" else table[:, : width + 1]
         wanted = SimpleNamespace(
@@ -311,6 +323,19 @@ def launches(fill: Fill) -> dict[str, int]:
         torch.cuda.synchronize()
     on_gpu = [event for event in profile.events() if event.device_type.name == "CUDA"]
     return dict(Counter(event.name[:80] for event in on_gpu))
+
+
+def does_the_same_recorded(fill: Fill) -> bool:
+    """Whether a graph that recorded a call writes what the call wrote, into buffers that are poisoned again."""
+    buffers = fill()
+    wanted = digest(buffers)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        fill()
+    for buffer in buffers:
+        buffer.fill_(POISON)
+    graph.replay()
+    return digest(buffers) == wanted
 
 
 def host_us(ways: dict[str, Fill], device: torch.device, batches: int = 30, calls: int = 20) -> dict[str, list[float]]:
