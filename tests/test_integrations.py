@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import logging
 import os
 import random
 import re
@@ -17,9 +18,12 @@ import subprocess
 import sys
 import textwrap
 import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -178,53 +182,250 @@ def test_minisgl_flag_is_off_by_default():
 # --- SGLang -------------------------------------------------------------------------------------------------------
 
 
-REGISTRY = "python/sglang/srt/model_executor/cuda_graph_buffer_registry.py"
+SGLANG_PLUGIN = "python/sglang/srt/kernel_plugins/fused_copy.py"
 
 
-@pytest.mark.parametrize("policy", ["FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE"])
-def test_sglang_resets_with_the_copy_what_it_copies_and_resets(policy):
-    added: dict = {}
-    exec("from __future__ import annotations\n" + block("sglang", REGISTRY, "+", "def tail_fill("), added)
-    names = ("FILL_SENTINEL", "ZERO", "KEEP_PAD", "FOREACH_COPY", "FILL_ONCE")
-    added["PaddingPolicy"], added["torch"] = SimpleNamespace(**{name: name for name in names}), torch
-    batch = SimpleNamespace(seq_lens=torch.zeros(3), without=None)
+@dataclass
+class GraphSlot:
+    """SGLang's, as far as the patch sees it."""
 
-    def tail_fill(**changed):
-        slot = {"buffer": SimpleNamespace(is_cuda=True), "copy_from_fb": True, "source_fn": None, "name": "seq_lens"}
-        slot |= {"padding_policy": policy, "pad_value": 7}
-        return added["tail_fill"](SimpleNamespace(**slot | changed), batch)
+    name: str
+    buffer: torch.Tensor | None
+    axis: str = "bs"
+    policy: str = "zero"
+    device: torch.device | None = None
+    copy_from_fb: bool = True
+    source_fn: Callable | None = None
+    post_fill: Callable | None = None
+    pad_value = 1
+    padding_policy = property(lambda slot: slot.policy)
+    slice_fn = property(lambda slot: slot.slice_for if slot.buffer.dim() == 2 else None)
 
-    assert tail_fill() == {"FILL_SENTINEL": 7, "ZERO": 0}.get(policy)
-    for leaves_it_to_the_reset in (
-        {"buffer": SimpleNamespace(is_cuda=False)},
-        {"copy_from_fb": False},
-        {"source_fn": print},
-        {"name": "without"},
-        {"name": "absent"},
-    ):
-        assert tail_fill(**leaves_it_to_the_reset) is None
+    def _raw_n(self, bs, tokens):
+        return bs if self.axis == "bs" else tokens
+
+    def slice_for(self, bs, tokens):
+        return self.buffer[..., : self._raw_n(bs, tokens)]
 
 
-@pytest.mark.parametrize("tail", [None, -1])
-def test_sglang_copies_or_refuses_what_foreach_does(tail):
-    collect = block("sglang", REGISTRY, "+", "expand_as")
-    sizes = {"the batch's": (3,), "longer": (4,), "shorter": (2,), "one": (1,), "a number": (), "another rank": (1, 3)}
-    for name, size in sizes.items():
-        buffer, expected, src = torch.full((5,), 9), torch.full((5,), 9), torch.randint(5, size)
-        slot = SimpleNamespace(tail_fill=lambda _: tail, slice_for=lambda *_, buffer=buffer: buffer[:4])
-        around = {"fused": True, "slot": slot, "src": src, "dst": buffer[:3], "forward_batch": None, "gpu_fills": []}
-        around |= {"padded_bs": 4, "padded_num_tokens": 4}
-        try:
-            torch._foreach_copy_([expected[:3]], [src])
-        except RuntimeError:
-            with pytest.raises(RuntimeError):
-                exec(collect, around)
-            continue
-        exec(collect, around)
-        fused_copy.replay([around["dst"]], [around["src"]], around["gpu_fills"])
-        if tail is not None:
-            expected[3:4] = tail
-        assert torch.equal(buffer, expected), name
+class BufferRegistry:
+    """In place of SGLang's: notes what it is left to fill."""
+
+    def __init__(self, slots):
+        self._slots, self.left = {slot.name: slot for slot in slots}, []
+
+    def fill_from(self, batch, *, skip_slots, **sizes):
+        self.left.append(sorted(set(self._slots) - skip_slots))
+
+    def copy_slots(self, sources):
+        self.left.append(sorted(sources))
+
+
+@pytest.fixture
+def sglang(monkeypatch):
+    """The module that the patch adds; ``triton`` are the calls that it leaves to the kernel."""
+    triton: list = []
+    metadata = SimpleNamespace(normal_decode_set_metadata=lambda *args, **names: triton.append((args, names)))
+    registry = {"CudaGraphBufferRegistry": BufferRegistry, "GraphSlot": GraphSlot}
+    registry["PaddingPolicy"] = SimpleNamespace(ZERO="zero", FILL_SENTINEL="sentinel")
+    modules = {
+        "sglang.kernels.ops.attention": {"metadata": metadata},
+        "sglang.srt.model_executor.cuda_graph_buffer_registry": registry,
+        "sglang.srt.model_executor.forward_batch_info": {"ForwardBatch": SimpleNamespace},
+    }
+    for name, names in modules.items():
+        parts = name.split(".")
+        for parent in (".".join(parts[:end]) for end in range(1, len(parts))):
+            monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        vars(sys.modules[name]).update(names)
+    plugin = ModuleType("plugin")
+    exec(block("sglang", SGLANG_PLUGIN, "+", "class FusedCopyBufferRegistry"), vars(plugin))
+    vars(plugin)["triton"] = triton
+    return plugin
+
+
+def sglang_metadata(page_size, **changed):
+    """Arguments of ``normal_decode_set_metadata`` for three requests."""
+    made = {
+        "cache_seqlens_int32": torch.full((3,), 77, dtype=torch.int32),
+        "cu_seqlens_k": torch.full((4,), 77, dtype=torch.int32),
+        "page_table": torch.full((4, 90), 77, dtype=torch.int32)[:, : 2 * 40 : 2],
+        "req_to_token": torch.arange(5 * 200, dtype=torch.int32).view(5, 200)[:, :130],
+        "req_pool_indices": torch.tensor([4, 0, 2]),
+        "max_seq_pages": 110 // page_size,
+        "seq_lens": torch.tensor([33, 0, 120]),
+        "seq_len_delta": 0,
+        "page_size": page_size,
+    }
+    if page_size == 1:
+        made["page_table"] = torch.full((4, 300), 77, dtype=torch.int32)[:, : 2 * 120 : 2]
+    return made | changed
+
+
+@pytest.mark.parametrize("zero_tail", [False, True])
+@pytest.mark.parametrize("delta", [0, 3])
+@pytest.mark.parametrize("page_size", [1, 16, 64])
+def test_sglang_sets_metadata_as_its_kernel_does(sglang, page_size, delta, zero_tail):
+    args = sglang_metadata(page_size, seq_len_delta=delta, zero_tail=zero_tail)
+    table = args["page_table"]
+    expected = table.clone()
+    for row, (request, length) in enumerate(zip([4, 0, 2], [33 + delta, delta, 120 + delta], strict=True)):
+        pages = min(-(-length // page_size), args["max_seq_pages"])
+        expected[row, :pages] = args["req_to_token"][request, : pages * page_size : page_size] // page_size
+        if zero_tail:
+            expected[row, pages : args["max_seq_pages"]] = 0
+    sglang.normal_decode_set_metadata(**args)
+    assert not sglang.triton
+    assert torch.equal(table, expected)
+    assert args["cache_seqlens_int32"].tolist() == [33 + delta, delta, 120 + delta]
+    assert args["cu_seqlens_k"].tolist() == [0, 33 + delta, 33 + 2 * delta, 153 + 3 * delta]
+
+
+def test_sglang_sets_lengths_alone_where_pages_are_translated(sglang):
+    args = sglang_metadata(16, skip_page_table=True, swa_page_table=torch.zeros(3, 8))
+    sglang.normal_decode_set_metadata(**args)
+    assert not sglang.triton and args["cu_seqlens_k"].tolist() == [0, 33, 33, 153] and (args["page_table"] == 77).all()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"swa_page_table": torch.zeros(3, 8)}, {"full_v2p": torch.zeros(9)}, {"seq_lens": torch.ones(4).long()}],
+    ids=lambda other: next(iter(other)),
+)
+def test_sglang_leaves_other_metadata_to_its_kernel(sglang, other, caplog):
+    args = sglang_metadata(16, **other)
+    sglang.normal_decode_set_metadata(**args)
+    assert sglang.triton == [((), args)] and (args["cu_seqlens_k"] == 77).all() and not caplog.records
+
+
+def test_sglang_leaves_what_is_refused_to_its_kernel_and_says_so_once(sglang, caplog):
+    args = sglang_metadata(16)
+    args["cu_seqlens_k"] = args["page_table"][0, :4]
+    for calls in (1, 2):
+        sglang.normal_decode_set_metadata(**args)
+        assert len(sglang.triton) == calls and (args["cache_seqlens_int32"] == 77).all()
+    (record,) = caplog.records
+    assert "overlap" in record.message or "shares memory" in record.message
+
+
+def sglang_slots():
+    def slot(name, policy, axis="tokens", shape=(8,), **changed):
+        return GraphSlot(name, torch.full(shape, 77), axis, policy, **changed)
+
+    return [
+        slot("input_ids", "foreach_copy"),
+        slot("seq_lens", "sentinel", "bs"),
+        slot("out_cache_loc", "zero"),
+        slot("mrope_positions", "zero", shape=(3, 8)),
+        slot("seq_lens_cpu", "sentinel", "bs", device=torch.device("cpu")),
+        slot("global_num_tokens_gpu", "foreach_copy", "none", copy_from_fb=False),
+        slot("rids_int", "foreach_copy", "bs", post_fill=print),
+        slot("pp_proxy_tensors.residual", "keep_pad", source_fn=print),
+    ]
+
+
+SGLANG_LEFT = ["global_num_tokens_gpu", "pp_proxy_tensors.residual", "rids_int", "seq_lens_cpu"]
+
+
+def sglang_sizes(raw_bs, padded_bs, width=1):
+    return {
+        "raw_bs": raw_bs,
+        "padded_bs": padded_bs,
+        "raw_num_tokens": raw_bs * width,
+        "padded_num_tokens": padded_bs * width,
+    }
+
+
+@pytest.mark.parametrize("mrope", [False, True])
+def test_sglang_fills_and_pads_in_one_launch(sglang, mrope):
+    registry = sglang.FusedCopyBufferRegistry(slots=sglang_slots())
+    names = ("input_ids", "seq_lens", "out_cache_loc", "mrope_positions")
+    buffers = {name: registry._slots[name].buffer for name in names}
+    tokens = torch.arange(6, dtype=torch.int32)
+    batch = SimpleNamespace(input_ids=tokens, seq_lens=tokens[:3], out_cache_loc=tokens + 10, mrope_positions=None)
+    if mrope:
+        batch.mrope_positions = torch.arange(18).view(3, 6)
+    for other in SGLANG_LEFT:
+        setattr(batch, other, tokens[:3])
+    registry.fill_from(batch, **sglang_sizes(3, 4, width=2))
+    assert registry.left == [SGLANG_LEFT]
+    assert buffers["input_ids"].tolist() == [0, 1, 2, 3, 4, 5, 77, 77]
+    assert buffers["seq_lens"].tolist() == [0, 1, 2, 1, 77, 77, 77, 77]
+    assert buffers["out_cache_loc"].tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
+    head = batch.mrope_positions if mrope else torch.full((3, 6), 77)
+    assert torch.equal(buffers["mrope_positions"][:, :6], head) and not buffers["mrope_positions"][:, 6:].any()
+    assert all((registry._slots[name].buffer == 77).all() for name in SGLANG_LEFT)
+
+    registry.fill_from(batch, **sglang_sizes(3, 3, width=2), skip_slots=frozenset({"out_cache_loc"}))
+    missing = [] if mrope else ["mrope_positions"]
+    assert registry.left[1] == sorted([*SGLANG_LEFT, *missing])
+    assert registry._plans.keys() == {(4, 8), None}
+
+
+@pytest.mark.parametrize("size", [(2,), (4,), (1,), (), (1, 3), [3, 3]], ids=str)
+def test_sglang_leaves_other_sizes_to_the_copy(sglang, size):
+    registry = sglang.FusedCopyBufferRegistry(slots=sglang_slots()[1:3])
+    source = [1, 2, 3] if isinstance(size, list) else torch.ones(size).long()
+    registry.fill_from(SimpleNamespace(seq_lens=source, out_cache_loc=torch.arange(3)), **sglang_sizes(3, 4))
+    assert registry.left == [["seq_lens"]]
+    assert (registry._slots["seq_lens"].buffer == 77).all()
+
+
+def test_sglang_leaves_a_fill_that_is_refused_to_the_copies(sglang, caplog):
+    registry = sglang.FusedCopyBufferRegistry(slots=sglang_slots()[:3])
+    slots = registry._slots
+    crossed = SimpleNamespace(input_ids=slots["out_cache_loc"].buffer[:3], out_cache_loc=torch.arange(3))
+    for calls in (1, 2):
+        registry.fill_from(crossed, **sglang_sizes(3, 4))
+        assert registry.left == [sorted(slots)] * calls and all((slot.buffer == 77).all() for slot in slots.values())
+    assert len(caplog.records) == 1
+
+
+def test_sglang_stages_slots(sglang):
+    registry = sglang.FusedCopyBufferRegistry(slots=sglang_slots())
+    slots = registry._slots
+    same = slots["input_ids"].buffer[:3]
+    registry.copy_slots({"seq_lens": torch.arange(3), "input_ids": same, "seq_lens_cpu": torch.arange(3)})
+    assert registry.left == [["seq_lens_cpu"]]
+    assert slots["seq_lens"].buffer.tolist() == [0, 1, 2, *[77] * 5] and (slots["input_ids"].buffer == 77).all()
+
+
+@pytest.mark.parametrize(
+    "flag, runs_here, installed", [(True, True, True), (False, True, True), (True, False, True), (True, True, False)]
+)
+def test_sglang_goes_on_without_flag_package_or_cuda(monkeypatch, caplog, flag, runs_here, installed):
+    def load():
+        if not installed:
+            raise ImportError("No module named 'fused_copy'")
+        return "fused_copy's"
+
+    spec = SimpleNamespace(is_available=lambda platform: runs_here, load=load)
+    around = {
+        "lru_cache": lru_cache,
+        "select_kernel": lambda op, backend: spec,
+        "KernelBackend": SimpleNamespace(PLUGIN="plugin"),
+        "_platform": lambda: "this",
+        "logger": logging.getLogger("sglang"),
+    }
+    for name in ("sglang", "sglang.srt", "sglang.srt.environ"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    environ: dict = vars(sys.modules["sglang.srt.environ"])
+    environ["envs"] = SimpleNamespace(SGLANG_USE_FUSED_COPY=SimpleNamespace(get=lambda: flag))
+    file = "python/sglang/kernels/selector.py"
+    exec("from __future__ import annotations\n" + block("sglang", file, "+", "def fused_copy_or("), around)
+    chosen = [around["fused_copy_or"]("published", "attention.an_op") for _ in range(2)]
+    assert chosen == [("fused_copy's" if flag and runs_here and installed else "published")] * 2
+    assert len(caplog.records) == (not installed)
+
+
+def test_sglang_registers_what_the_patch_adds():
+    added = block("sglang", SGLANG_PLUGIN, "+", "class FusedCopyBufferRegistry")
+    for group, name in (("attention", "normal_decode_set_metadata"), ("memory", "FusedCopyBufferRegistry")):
+        spec = block("sglang", f"python/sglang/kernels/ops/{group}/__init__.py", "+", "KernelSpec(")
+        assert f'"sglang.srt.kernel_plugins.fused_copy:{name}"' in spec and "CUDA_ONLY" in spec
+        assert f"def {name}(" in added or f"class {name}(" in added
+    assert "SGLANG_USE_FUSED_COPY = EnvBool(False)" in block("sglang", "python/sglang/srt/environ.py", "+", "EnvBool")
 
 
 # --- nano-vllm ------------------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ COMPARISONS = {
             "--back-end hybrid",
         ),
     ),
+    "sglang": Comparison("sglang_fill.py", "SGLANG_USE_FUSED_COPY", ("",)),
     "nano-vllm": Comparison("nanovllm_decode.py", "NANOVLLM_USE_FUSED_COPY", ("",)),
 }
 
@@ -97,11 +98,12 @@ def all_but_python(folder: str, names: list[str]) -> list[str]:
 
 def apply(patch: Path, source: Path, target: Path) -> list[Path]:
     """Puts the files that the patch changes into ``target``, patched; their paths there."""
-    named = re.findall(r"^\+\+\+ b/(.+)$", patch.read_text(), re.MULTILINE)
+    named = re.findall(r"^--- (.+)\n\+\+\+ b/(.+)$", patch.read_text(), re.MULTILINE)
     # A wheel lacks the folder that the package lies in within its repository.
-    strip = 1 if (source / named[0]).exists() else 2
-    files = [Path(*Path(name).parts[strip - 1 :]) for name in named]
-    for file in files:
+    strip = 1 if any((source / name).exists() for _, name in named) else 2
+    files = [Path(*Path(name).parts[strip - 1 :]) for _, name in named]
+    new = {file for file, (old, _) in zip(files, named, strict=True) if old == "/dev/null"}
+    for file in set(files) - new:
         if not (source / file).exists():
             raise Mismatch(f"{source} has no {file}")
         (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,7 @@ def apply(patch: Path, source: Path, target: Path) -> list[Path]:
     if applied.returncode:
         raise Mismatch(f"{patch.name} does not apply to {source}:\n{applied.stderr}")
     for file in files:
-        was, now = (source / file).read_text(), (target / file).read_text()
+        was, now = "" if file in new else (source / file).read_text(), (target / file).read_text()
         if now == was:
             raise Mismatch(f"{patch.name} left {file} as it was")
         compile(now, file, "exec")
