@@ -2,7 +2,7 @@
 
 What a patch removes and what it adds run here side by side, on stand-ins for what surrounds them. With the engines'
 sources at hand, as folders of ``$FUSED_COPY_ENGINES`` named like the patches, ``tools/check_integrations.py`` applies
-them and runs mini-sglang's own graph runner.
+them and runs the engines' own code over recorded steps.
 """
 
 from __future__ import annotations
@@ -652,39 +652,87 @@ def test_tgi_recipe():
 # --- vLLM, torch: what is removed against what is added --------------------------------------------------------------
 
 
-class Buffer:
-    """vLLM's CpuGpuBuffer on a machine without a GPU."""
-
-    def __init__(self, *size):
-        self.cpu = torch.randint(1000, size, dtype=torch.int32)
-        self.gpu = torch.zeros_like(self.cpu)
-
-    def copy_to_gpu(self, n):
-        self.gpu[:n].copy_(self.cpu[:n])
+class Logger(list):
+    def warning_once(self, text, *args):
+        self.append(text % args)
 
 
-@pytest.mark.parametrize("enabled", [False, True])
-def test_vllm_copies_the_same(enabled):
-    added = functions("vllm", "vllm/v1/utils.py")
-    added |= {"envs": SimpleNamespace(VLLM_USE_FUSED_COPY=enabled), "PIN_MEMORY": True}
-    removed = block("vllm", "vllm/v1/worker/block_table.py", "-", "commit_block_table")
-    committed = block("vllm", "vllm/v1/worker/block_table.py", "+", "copy_to_gpu_together(*")
-    tables = [Buffer(6, 9), Buffer(6, 4), Buffer(6, 1)]
-    for rows in (2, 6, 1):
-        for table in tables:
-            table.cpu.add_(1)
-        exec(
-            committed,
-            added
-            | {
-                "self": SimpleNamespace(block_tables=[SimpleNamespace(block_table=t) for t in tables]),
-                "num_reqs": rows,
-            },
-        )
-        filled = [table.gpu.clone() for table in tables]
-        owners = [SimpleNamespace(commit_block_table=table.copy_to_gpu) for table in tables]
-        exec(removed, {"self": SimpleNamespace(block_tables=owners), "num_reqs": rows})
-        assert all(torch.equal(table.gpu, before) for table, before in zip(tables, filled, strict=True))
+@pytest.fixture(params=[False, True], ids=["off", "on"])
+def vllm(request):
+    """The names that the patch adds to vLLM's module, with its flag off and on."""
+    names = {"torch": torch, "Any": typing.Any, "Literal": typing.Literal, "logger": Logger()}
+    names["fused_copy"] = fused_copy if request.param else None
+    exec(block("vllm", "vllm/v1/attention/backends/utils.py", "+", "class CudagraphInputs"), names)
+    return SimpleNamespace(**names)
+
+
+def vllm_inputs(vllm, max_reqs=8):
+    buffers = {
+        "state_indices": torch.full((max_reqs, 3), 77, dtype=torch.int32),
+        "masks": torch.ones(max_reqs, dtype=torch.bool),
+        "token_indx": torch.full((max_reqs * 3,), 77, dtype=torch.int32),
+        "query_start_loc": torch.full((max_reqs + 1,), 77, dtype=torch.int32),
+        "num_accepted_tokens": torch.full((max_reqs,), 77, dtype=torch.int32),
+    }
+    pads = (0, False, None, "last", 1)
+    inputs = {name: (buffer, pad) for (name, buffer), pad in zip(buffers.items(), pads, strict=True)}
+    return buffers, vllm.CudagraphInputs(**inputs)
+
+
+def test_vllm_stages_copies_and_pads(vllm):
+    buffers, inputs = vllm_inputs(vllm)
+    sources = {
+        "state_indices": torch.tensor([[1, 2, 3], [4, 5, 6]], dtype=torch.int32),
+        "masks": torch.tensor([True, True]),
+        "token_indx": torch.arange(6, dtype=torch.int32),
+        "query_start_loc": torch.tensor([0, 3, 6], dtype=torch.int32),
+        "num_accepted_tokens": torch.tensor([2, 3], dtype=torch.int32),
+    }
+    staged = inputs.stage(4, **sources)
+    for name, size in {"state_indices": 4, "masks": 4, "token_indx": 24, "query_start_loc": 5}.items():
+        assert staged[name].data_ptr() == buffers[name].data_ptr() and len(staged[name]) == size
+    assert staged["state_indices"].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0]]
+    assert staged["masks"].tolist() == [True, True, False, False]
+    assert staged["token_indx"].tolist() == [0, 1, 2, 3, 4, 5] + [77] * 18
+    assert staged["query_start_loc"].tolist() == [0, 3, 6, 6, 6]
+    assert buffers["num_accepted_tokens"].tolist() == [2, 3, 1, 1, 77, 77, 77, 77]
+
+    # Some of them alone, as for another KV cache group: the others stay.
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    staged = inputs.stage(4, state_indices=sources["state_indices"][:1])
+    assert staged.keys() == {"state_indices"} and staged["state_indices"][1:].tolist() == [[0, 0, 0]] * 3
+    assert all(torch.equal(buffers[name], before[name]) for name in before if name != "state_indices")
+    assert not vllm.logger
+
+
+def test_vllm_copies_what_a_launch_refuses(vllm):
+    _, inputs = vllm_inputs(vllm)
+    staged = inputs.stage(4, num_accepted_tokens=torch.tensor([2, 3], dtype=torch.uint32))
+    assert staged["num_accepted_tokens"].tolist() == [2, 3, 1, 1]
+    assert len(vllm.logger) == (vllm.fused_copy is not None)
+
+
+def test_vllm_flag_is_off_by_default_and_for_cuda_alone():
+    declared, read, not_hashed = blocks("vllm", "vllm/envs.py", "+")
+    assert declared == "VLLM_USE_FUSED_COPY: bool = False" and 'os.getenv("VLLM_USE_FUSED_COPY", "0")' in read
+    assert not_hashed == '"VLLM_USE_FUSED_COPY",'  # a new flag would otherwise outdate everybody's compile caches
+    code = block("vllm", "vllm/v1/attention/backends/utils.py", "+", "import_module(")
+    for flag, is_cuda, there in [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)]:
+        warnings: list = []
+        names = {
+            "Any": typing.Any,
+            "envs": SimpleNamespace(VLLM_USE_FUSED_COPY=flag),
+            "current_platform": SimpleNamespace(is_cuda=lambda is_cuda=is_cuda: is_cuda),
+            "logger": SimpleNamespace(warning=lambda *args, warnings=warnings: warnings.append(args)),
+            "importlib": importlib if there else SimpleNamespace(import_module=lambda name: missing(name)),
+        }
+        exec(code, names)
+        assert (names["fused_copy"] is fused_copy) == (flag and is_cuda and there)
+        assert bool(warnings) == (not there)
+
+
+def missing(name):
+    raise ModuleNotFoundError(f"No module named {name!r}")
 
 
 GRAPHS = "torch/cuda/graphs.py"
@@ -785,6 +833,8 @@ def test_a_name_that_a_patch_leaves_undefined_is_found(check, tmp_path):
 
 MISTAKES = {
     "mini-sglang": ('"positions": positions', '"positions": table_idx'),
+    "sglang": ("PaddingPolicy.ZERO: 0", "PaddingPolicy.ZERO: 1"),
+    "vllm": ("-1, 1 + self.num_spec_tokens", "-1, 1"),  # copy_ broadcasts there
     "nano-vllm": ('"slot_mapping": -1', '"slot_mapping": 0'),
 }
 
