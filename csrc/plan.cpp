@@ -48,11 +48,11 @@ PyObject* call_update(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
 
 PyMethodDef replay_method =
     fast_method("replay", &call_replay,
-                "replay(*sources) -> None: copies every source into its destination, in one launch.\n\n"
+                "replay(*sources)\n--\n\nCopies every source into its destination, in one launch.\n\n"
                 "Takes the sources in the destinations' order, or one mapping of the destinations' names to them.");
 PyMethodDef update_method =
     fast_method("update", &call_update,
-                "update(*sources) -> None: the graph's next launches copy these sources.\n\n"
+                "update(*sources)\n--\n\nThe graph's next launches copy these sources.\n\n"
                 "Takes the sources in the destinations' order, or one mapping of the destinations' names to them.");
 
 template <PyMethodDef* kMethod>

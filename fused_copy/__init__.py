@@ -26,10 +26,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # An engine's start does without what people ask for at a prompt.
-    if name in ("Explanation", "explain"):
-        from fused_copy import explanation
+if not TYPE_CHECKING:  # type checkers would take any name for one that is there
 
-        return getattr(explanation, name)
-    raise AttributeError(f"module 'fused_copy' has no attribute {name!r}")
+    def __getattr__(name):
+        # An engine's start does without what people ask for at a prompt.
+        if name in ("Explanation", "explain"):
+            from fused_copy import explanation
+
+            return getattr(explanation, name)
+        raise AttributeError(f"module 'fused_copy' has no attribute {name!r}")

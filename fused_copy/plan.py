@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol, overload
 
 import torch
 from torch.compiler import is_dynamo_compiling
@@ -17,8 +18,21 @@ StepSource = Source | Mapping[str, Source]
 """What a plan is called with: a source for each destination, or one mapping of all their names to sources."""
 
 
+class StepCall(Protocol):
+    """Takes a step: one mapping of the destinations' names to sources, or the sources in the destinations' order."""
+
+    @overload
+    def __call__(self, step: Mapping[str, Source], /) -> None: ...
+    @overload
+    def __call__(self, *sources: Source) -> None: ...
+
+
 class _Replay(property):
     """Read by C code: a getter in Python would take a fifth of a call. ``torch.compile`` looks at ``fget`` instead."""
+
+    if TYPE_CHECKING:
+
+        def __get__(self, plan: Plan, owner: type[Plan]) -> StepCall: ...  # type: ignore[override]
 
     @staticmethod
     def fget(plan: Plan) -> Callable[..., None]:
@@ -152,7 +166,7 @@ class GraphCopy:
     after ``graph.reset()`` capture a new one. Two threads must not update and launch one graph at the same time.
     """
 
-    update: Callable[..., None]
+    update: StepCall
 
     def __init__(self, plan: Plan, bound: _C.BoundGraphCopy) -> None:
         self.plan = plan

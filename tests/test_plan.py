@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import multiprocessing
 import pickle
 import threading
@@ -153,6 +154,13 @@ def test_threads_share_a_plan():
         thread.join()
     assert not failures
     assert all(torch.equal(buffers[name], step[name]) for name in buffers)
+
+
+@pytest.mark.parametrize("destination", [torch.zeros(2), torch.zeros(2, device="meta")], ids=["bound", "unbound"])
+def test_replay_shows_its_signature(destination):
+    signature = inspect.signature(fused_copy.Plan([destination]).replay)
+    assert next(iter(signature.parameters)) == "sources"
+    assert signature.parameters["sources"].kind is inspect.Parameter.VAR_POSITIONAL
 
 
 def test_repr_is_a_table(buffers):
