@@ -528,13 +528,16 @@ def test_parts_may_share_memory_with_a_destination_that_is_left_out(part):
         assert memory.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
 
 
-def test_a_tensor_may_be_a_destination_that_is_left_out():
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_tensor_may_be_a_destination_that_is_left_out(written):
     memory = torch.arange(8, dtype=INT)
     dst = torch.zeros(4, dtype=INT)
     fused_copy.replay([memory[:4], dst, memory[4:]], [None, memory[2:6], None])
     assert dst.tolist() == [2, 3, 4, 5] and memory.tolist() == list(range(8))
-    with pytest.raises(RuntimeError, match="shares memory with the destination of pair 2"):
-        fused_copy.replay([memory[:4], dst, memory[4:]], [None, memory[2:6], [1]])
+    src = [None, memory[2:6], None]  # in both of the others, of which one is written
+    src[written] = [1]
+    with pytest.raises(RuntimeError, match=f"shares memory with the destination of pair {written}"):
+        fused_copy.replay([memory[:4], dst, memory[4:]], src)
 
 
 @pytest.mark.parametrize("part", PARTS)
