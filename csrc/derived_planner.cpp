@@ -112,7 +112,7 @@ void LaunchPlanner::check_part(int64_t pair, const char* name, const SourcePart&
   check_or_defer(deferred_, [&] {
     check_lazy(pair, name, part.view);
     check_device(pair, name, destinations.views()[pair], part.view);
-    if (bytes > 0) destinations.check_part_overlap(pair, name, part.view, bytes, gap);
+    if (bytes > 0) destinations.check_part_overlap(pair, name, part.view, bytes, derived_, gap);
   });
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "fill_pattern.h"
+#include "sources.h"
 
 namespace fused_copy {
 namespace {
@@ -73,7 +74,7 @@ void Destinations::bind_fill(int64_t pair, const Fill& fill, const TensorView& v
 size_t Destinations::capacity_bytes() const { return bytes_of(views_) + bytes_of(rests_) + index_.capacity_bytes(); }
 
 bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes,
-                                        size_t& gap) const {
+                                        std::span<const DerivedSource> derived, size_t& gap) const {
   if (index_.is_free(source.address, source.address + static_cast<uint64_t>(source_bytes), gap)) return false;
   const TensorView& destination = views_[pair];
   bool same_memory = source.address == destination.address && source.dtype == destination.dtype;
@@ -82,7 +83,7 @@ bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, 
   }
   // Destinations do not overlap each other, so a source that is its own destination overlaps no other one.
   if (same_memory) return true;
-  if (const auto text = shared_with(pair, source)) {
+  if (const auto text = shared_with(pair, source, derived)) {
     throw InvalidInput(pair,
                        "source " + *text +
                            ": the copies of one call have no order, so a source may not overlap a destination "
@@ -93,9 +94,9 @@ bool Destinations::check_source_overlap(int64_t pair, const TensorView& source, 
 }
 
 void Destinations::check_part_overlap(int64_t pair, const char* name, const TensorView& part, int64_t bytes,
-                                      size_t& gap) const {
+                                      std::span<const DerivedSource> derived, size_t& gap) const {
   if (index_.is_free(part.address, part.address + static_cast<uint64_t>(bytes), gap)) return;
-  if (const auto text = shared_with(pair, part)) {
+  if (const auto text = shared_with(pair, part, derived)) {
     throw InvalidInput(pair,
                        (is_part(name) ? "" : std::string(name) + " ") + *text +
                            ": the copies of one call have no order, so what a source is made of may not overlap a "
@@ -104,8 +105,25 @@ void Destinations::check_part_overlap(int64_t pair, const char* name, const Tens
   }
 }
 
-std::optional<std::string> Destinations::shared_with(int64_t pair, const TensorView& view) const {
-  const auto [shared, other, _] = index_.find(view, views_);
+OverlapIndex::Found Destinations::find_written(const TensorView& view, std::span<const DerivedSource> derived) const {
+  const auto is_written = [&](int64_t pair) {
+    const auto of_pair = std::ranges::lower_bound(derived, pair, {}, &DerivedSource::pair);
+    return of_pair == derived.end() || of_pair->pair != pair || of_pair->derivation != Derivation::Nothing;
+  };
+  const OverlapIndex::Found found = index_.find(view, views_);
+  if (found.shared == Shared::No || is_written(found.view)) return found;
+  // It may lie in several destinations, of which that one is left out.
+  OverlapIndex written;
+  index_.visit([&](int64_t pair, uint64_t begin, uint64_t end) {
+    if (is_written(pair)) written.add(pair, begin, end);
+  });
+  written.order(views_);
+  return written.find(view, views_);
+}
+
+std::optional<std::string> Destinations::shared_with(int64_t pair, const TensorView& view,
+                                                     std::span<const DerivedSource> derived) const {
+  const auto [shared, other, _] = find_written(view, derived);
   if (shared == Shared::No) return std::nullopt;
   return verb(shared, "shares") + " memory with the destination" +
          (other == pair ? std::string() : " of pair " + std::to_string(other)) + doubt(shared);

@@ -11,6 +11,8 @@
 
 namespace fused_copy {
 
+struct DerivedSource;
+
 // What becomes of the rest of a destination, the part outside of its corner.
 enum class Rest : uint8_t {
   Keep,     // it stays as it is
@@ -58,16 +60,21 @@ class Destinations {
   RestFill rest(size_t pair) const { return has_rests() ? rests_[pair] : RestFill{}; }
   const Device& device() const { return device_; }
 
-  // Throws InvalidInput where `source`, of this pair, shares memory with a destination. True: it is the very memory of
-  // its own destination, so that nothing is to be copied. `gap` is OverlapIndex::is_free()'s.
-  bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes, size_t& gap) const;
+  // Throws InvalidInput where `source`, of this pair, shares memory with a destination that the call writes. True: it
+  // is the very memory of its own destination, so that nothing is to be copied. `derived` are the call's, and `gap` is
+  // OverlapIndex::is_free()'s.
+  bool check_source_overlap(int64_t pair, const TensorView& source, int64_t source_bytes,
+                            std::span<const DerivedSource> derived, size_t& gap) const;
   // The same for a part of a source, which may be no destination's very memory.
-  void check_part_overlap(int64_t pair, const char* name, const TensorView& part, int64_t bytes, size_t& gap) const;
+  void check_part_overlap(int64_t pair, const char* name, const TensorView& part, int64_t bytes,
+                          std::span<const DerivedSource> derived, size_t& gap) const;
 
  private:
   void bind_fill(int64_t pair, const Fill& fill, const TensorView& view);
-  // How the view shares memory with a destination, in words; none: it does not.
-  std::optional<std::string> shared_with(int64_t pair, const TensorView& view) const;
+  // How the view shares memory with a destination that the call writes, in words; none: it does not.
+  std::optional<std::string> shared_with(int64_t pair, const TensorView& view,
+                                         std::span<const DerivedSource> derived) const;
+  OverlapIndex::Found find_written(const TensorView& view, std::span<const DerivedSource> derived) const;
 
   std::vector<TensorView> views_;
   std::vector<RestFill> rests_;

@@ -30,6 +30,9 @@ class OverlapIndex {
   void clear() { ranges_.clear(); }
   // Adds the tensor of this number, which is not empty and has the addresses [begin, end).
   void add(int64_t view, uint64_t begin, uint64_t end) { ranges_.push_back({begin, end, view}); }
+  void visit(auto&& each) const {
+    for (const Range& range : ranges_) each(range.view, range.begin, range.end);
+  }
   // Makes what was added ready to be asked about, and finds two that share memory.
   Found order(std::span<const TensorView> views);
 

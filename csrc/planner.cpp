@@ -28,6 +28,7 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
   bytes_ = 0;
   deferred_ = destinations.deferred();
   values_ = call.values;
+  derived_ = call.derived;
   size_t gap = 0;
   const DerivedSource* derived = call.derived.data();
   const DerivedSource* const derived_end = derived + call.derived.size();
@@ -43,7 +44,7 @@ std::span<const PlannedLaunch> LaunchPlanner::plan(const Destinations& destinati
     check_shapes(pair, destination, source);
     check_or_defer(deferred_, [&] {
       check_devices_and_dtypes(pair, destination, source);
-      if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes, gap)) {
+      if (source_bytes > 0 && !destinations.check_source_overlap(pair, source, source_bytes, derived_, gap)) {
         add_copy(pair, destination, source);
       }
       if (destinations.has_rests()) {

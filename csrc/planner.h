@@ -77,6 +77,7 @@ class LaunchPlanner {
   std::vector<PlannedTask> tasks_;
   std::vector<PlannedLaunch> launches_;
   std::span<const std::byte> values_;
+  std::span<const DerivedSource> derived_;
   bool values_carried_ = false;  // by the launch itself
   bool values_staged_ = false;
   uint64_t bytes_ = 0;

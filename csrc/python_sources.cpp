@@ -290,14 +290,17 @@ class ValueReader {
   // `dtype` is what the values become; none: their own, and int64 for Python's numbers.
   void read(int64_t pair, const char* name, PyObject* object, std::optional<DType> dtype, SourcePart& part) {
     const Destination to{pair, name, names_, dtype.value_or(DType::Int64)};
-    if (PyList_Check(object) || PyTuple_Check(object)) return read_list(to, object, part);
+    if (PyList_Check(object)) return read_list(to, object, part);
+    // A part may be none of this package's tuples, which would be taken for numbers.
+    const bool derived = is_derived_type(Py_TYPE(object));
+    if (PyTuple_Check(object) && !derived) return read_list(to, object, part);
     if (PyLong_Check(object) || PyFloat_Check(object)) return read_number(to, object, part);
     if (PyObject_CheckBuffer(object) && !PyBytes_Check(object) && !PyByteArray_Check(object)) {
       return read_array(to, object, dtype, part);
     }
     if (PyNumber_Check(object)) return read_number(to, object, part);
     raise_type_error(pair, name == kValues ? "source" : name, names_,
-                     std::string("is ") + Py_TYPE(object)->tp_name +
+                     std::string(derived ? "is fused_copy." : "is ") + Py_TYPE(object)->tp_name +
                          ": expected a torch.Tensor, numbers in a list, a tuple or an array" +
                          (name == kValues ? ", None, fused_copy.rows, fused_copy.cu_seqlens or fused_copy.plus" : ""));
   }

@@ -148,6 +148,21 @@ def test_what_is_no_number_in_a_list(dtype, items, position):
 
 
 @pytest.mark.parametrize(
+    "made", [plus([1], 2), cu_seqlens([1]), rows(TABLE, [0])], ids=lambda made: type(made).__name__
+)
+def test_a_source_as_a_part_of_another(made):
+    """Which is a tuple, and no list of numbers."""
+    what = f"is fused_copy.{type(made).__name__}: expected a torch.Tensor, numbers"
+    table = torch.zeros(3, 4, dtype=INT)
+    refused(table, rows(TABLE, made), TypeError, "index of pair 2", what)
+    refused(table, rows(TABLE, [0], rows([1], made)), TypeError, "index of the lengths of pair 2", what)
+    refused(torch.zeros(4, dtype=INT), cu_seqlens(made), TypeError, "lengths of pair 2", what)
+    refused(torch.zeros(4, dtype=INT), plus(made, 1), TypeError, "source", what)
+    if not isinstance(made, rows):
+        refused(table, rows(TABLE, [0], made), TypeError, "lengths of pair 2", what)
+
+
+@pytest.mark.parametrize(
     "items", [["1"], [None], [[1]], [1.0], [1.5], [torch.tensor(1)], [np.float32(1)], [1j]], ids=str
 )
 def test_what_is_no_integer_in_a_part(items):
@@ -343,7 +358,7 @@ def test_tables_indices_and_lengths_that_do_not_go_together():
         (rows(TABLE, [0], rows([1, 2], [0, 1])), RuntimeError, ["lengths of pair 2", "are 2", "index of 1"]),
         (rows(TABLE, [0], rows([1], [0], [1])), TypeError, ["lengths of pair 2", "expected rows(table, index) alone"]),
         (rows(TABLE, [0], rows([1], [0], None, 2)), TypeError, ["lengths of pair 2", "pages of their own"]),
-        (rows(TABLE, [0], cu_seqlens([1])), TypeError, ["lengths of pair 2", "at position 0"]),
+        (rows(TABLE, [0], cu_seqlens([1])), TypeError, ["lengths of pair 2", "is fused_copy.cu_seqlens"]),
         (rows(TABLE.float(), [0]), RuntimeError, ["table of pair 2", "float32", "int32"]),
         (rows(TABLE.to(torch.int16), [0]), RuntimeError, ["table of pair 2", "int16"]),
         (rows(TABLE, [0] * 4), RuntimeError, ["[4, 4]", "[3, 4]"]),
@@ -495,6 +510,34 @@ def test_parts_that_share_memory_with_a_destination(part):
         src[at] = parts_of(memory[end : end + 3])[part]()  # beside it
         fused_copy.replay(dst, src)
         assert any(d.any() for d in dst)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_may_share_memory_with_a_destination_that_is_left_out(part):
+    """A call writes nothing there, so it is what the same call without that pair reads."""
+    for call in (fused_copy.replay, lambda dst, src: fused_copy.Plan(dst).replay(*src), through_reference):
+        memory = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
+        left_out, written, expected = memory[:4], memory[4:], torch.zeros(SHAPES.get(part, (4,)), dtype=torch.int64)
+        fused_copy.replay([expected], [parts_of(memory[1:4].clone())[part]()])
+        dst = torch.zeros_like(expected)
+        call([left_out, dst, written], [None, parts_of(memory[1:4])[part](), None])
+        assert torch.equal(dst, expected)
+        for src in (memory[3:6], memory[4:7]):  # which is in both, and in the written one alone
+            with pytest.raises(RuntimeError, match="shares memory with the destination of pair 2"):
+                call([left_out, dst, written], [None, parts_of(src)[part](), [7, 7]])
+        assert memory.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("written", [0, 2])
+def test_a_tensor_may_be_a_destination_that_is_left_out(written):
+    memory = torch.arange(8, dtype=INT)
+    dst = torch.zeros(4, dtype=INT)
+    fused_copy.replay([memory[:4], dst, memory[4:]], [None, memory[2:6], None])
+    assert dst.tolist() == [2, 3, 4, 5] and memory.tolist() == list(range(8))
+    src = [None, memory[2:6], None]  # in both of the others, of which one is written
+    src[written] = [1]
+    with pytest.raises(RuntimeError, match=f"shares memory with the destination of pair {written}"):
+        fused_copy.replay([memory[:4], dst, memory[4:]], src)
 
 
 @pytest.mark.parametrize("part", PARTS)

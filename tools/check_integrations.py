@@ -35,7 +35,7 @@ class Comparison:
 
     tool: str
     flag: str
-    cases: tuple[str, ...]
+    options: tuple[str, ...]
 
 
 COMPARISONS = {
@@ -50,6 +50,9 @@ COMPARISONS = {
             "--back-end hybrid",
         ),
     ),
+    "sglang": Comparison("sglang_fill.py", "SGLANG_USE_FUSED_COPY", ("",)),
+    "vllm": Comparison("vllm_builders.py", "VLLM_USE_FUSED_COPY", ("",)),
+    "nano-vllm": Comparison("nanovllm_decode.py", "NANOVLLM_USE_FUSED_COPY", ("",)),
 }
 
 
@@ -85,8 +88,8 @@ def check(name: str, source: Path, steps: int) -> str:
         files = apply(PATCHES[name], source, patched)
         result = f"the patch applies to {len(files)} files"
         if comparison:
-            for case in comparison.cases:
-                result += f"\n  {case}: {compare(comparison, case, source, patched, steps)}"
+            for options in comparison.options:
+                result += "".join(f"\n  {line}" for line in compare(comparison, options, source, patched, steps))
     return result
 
 
@@ -96,11 +99,12 @@ def all_but_python(folder: str, names: list[str]) -> list[str]:
 
 def apply(patch: Path, source: Path, target: Path) -> list[Path]:
     """Puts the files that the patch changes into ``target``, patched; their paths there."""
-    named = re.findall(r"^\+\+\+ b/(.+)$", patch.read_text(), re.MULTILINE)
+    named = re.findall(r"^--- (.+)\n\+\+\+ b/(.+)$", patch.read_text(), re.MULTILINE)
     # A wheel lacks the folder that the package lies in within its repository.
-    strip = 1 if (source / named[0]).exists() else 2
-    files = [Path(*Path(name).parts[strip - 1 :]) for name in named]
-    for file in files:
+    strip = 1 if any((source / name).exists() for _, name in named) else 2
+    files = [Path(*Path(name).parts[strip - 1 :]) for _, name in named]
+    new = {file for file, (old, _) in zip(files, named, strict=True) if old == "/dev/null"}
+    for file in set(files) - new:
         if not (source / file).exists():
             raise Mismatch(f"{source} has no {file}")
         (target / file).parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,7 @@ def apply(patch: Path, source: Path, target: Path) -> list[Path]:
     if applied.returncode:
         raise Mismatch(f"{patch.name} does not apply to {source}:\n{applied.stderr}")
     for file in files:
-        was, now = (source / file).read_text(), (target / file).read_text()
+        was, now = "" if file in new else (source / file).read_text(), (target / file).read_text()
         if now == was:
             raise Mismatch(f"{patch.name} left {file} as it was")
         compile(now, file, "exec")
@@ -133,30 +137,42 @@ def undefined_names(code: str) -> set[str]:
     return read - defined
 
 
-def compare(comparison: Comparison, case: str, source: Path, patched: Path, steps: int) -> str:
-    """What a step calls, if all three ways leave the same bytes. Raises :class:`Mismatch`."""
-    published = run(comparison, case, source, steps, fused=False)
-    if len(set(published["digests"])) != len(published["digests"]):
-        raise Mismatch(f"{case}: the recorded steps are not all different")
-    for fused in (False, True):
-        other = run(comparison, case, patched, steps, fused)
-        for step, (was, now) in enumerate(zip(published["digests"], other["digests"], strict=True)):
-            if was != now:
-                raise Mismatch(f"{case}, {comparison.flag}={fused:d}: step {step} filled other bytes")
-        if ("fused_copy.replay" in other["ops"]) != fused:
-            raise Mismatch(f"{case}, {comparison.flag}={fused:d}: a step called {other['ops']}")
-    return f"{len(published['digests'])} steps leave the same bytes; {published['ops']} become {other['ops']}"
+def compare(comparison: Comparison, options: str, source: Path, patched: Path, steps: int) -> list[str]:
+    """What a step of each case calls, if all three ways leave the same bytes. Raises :class:`Mismatch`."""
+    published = run(comparison, options, source, steps, fused=False)
+    ways = {fused: run(comparison, options, patched, steps, fused) for fused in (False, True)}
+    lines = []
+    for case, was in published.items():
+        if len(set(was["digests"])) != len(was["digests"]):
+            raise Mismatch(f"{case}: the recorded steps are not all different")
+        for fused, results in ways.items():
+            way, now = f"{case}, {comparison.flag}={fused:d}", results[case]
+            for step, (expected, found) in enumerate(zip(was["digests"], now["digests"], strict=True)):
+                if expected != found:
+                    raise Mismatch(f"{way}: step {step} filled other bytes")
+            if ("fused_copy.replay" in now["ops"]) != fused:
+                raise Mismatch(f"{way}: a step called {now['ops']}")
+        calls = f"{was['ops']} become {ways[True][case]['ops']}"
+        lines.append(f"{case}: {len(was['digests'])} steps leave the same bytes; {calls}")
+    return lines
 
 
-def run(comparison: Comparison, case: str, tree: Path, steps: int, fused: bool) -> dict[str, Any]:
-    """What the tool prints."""
-    command = [sys.executable, str(ROOT / "tools" / comparison.tool), str(tree), *case.split(), "--steps", str(steps)]
+def run(comparison: Comparison, options: str, tree: Path, steps: int, fused: bool) -> dict[str, Any]:
+    """What the tool prints of each case."""
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / comparison.tool),
+        str(tree),
+        *options.split(),
+        "--steps",
+        str(steps),
+    ]
     environment = os.environ | {comparison.flag: str(int(fused))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise Mismatch(f"{' '.join(command)} failed:\n{done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return {options or "a step": result} if "digests" in result else result
 
 
 if __name__ == "__main__":

@@ -1214,7 +1214,7 @@ void for_each_element(const TensorView& view, const int64_t* sizes, Visit visit)
 // What the call must do, worked out element by element. None: it must be refused.
 struct Reference {
   std::vector<Cell> cells;      // of the destination arena
-  std::vector<int> owner;       // which pair's destination a byte belongs to, -1: none
+  std::vector<int> owner;       // which pair's destination a byte belongs to that the call writes, -1: none
   std::vector<uint64_t> bytes;  // that each pair writes
   bool valid = false;
   bool may_be_refused = false;  // more dimensions than may be left after merging
@@ -1230,6 +1230,9 @@ struct Reference {
     bytes.assign(call.dst.size(), 0);
     for (size_t i = 0; i < call.dst.size(); ++i) {
       if (!own_destination(call.dst[i].view, static_cast<int>(i))) return;
+    }
+    for (const Derived& derived : call.derived) {
+      if (derived.source.derivation == Derivation::Nothing) own_destination(call.dst[derived.source.pair].view, -1);
     }
     for (size_t i = 0; i < call.dst.size(); ++i) {
       if (!copy(call, i)) return;

@@ -42,6 +42,7 @@ GUARDS = {
     "destination within itself, interleaved": ("if (@nested@) return Shared::No", "true"),
     "destination in another": ("share_elements(views[run[j].view], views[run[i].view])", "Shared::No"),
     "source in a destination": ("share_elements(view, views[range.view])", "Shared::No"),
+    "destination that is left out": ("of_pair->derivation != Derivation::Nothing", "true"),
     "terms that join": ("joins = @period <= head.most@ &&", "false"),
     "terms that leave gaps": ("head.step / divisor <= next.most + 1", "true"),
     "divisor of steps": ("@high - high % divisor < low - reach[i]@) return", "false"),
