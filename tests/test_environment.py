@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -69,6 +70,15 @@ def test_no_gpu_for_the_command_line(tmp_path):
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 2
     assert "sees no GPU" in run.stderr
+
+
+def test_skipped_tests_are_one_line_for_each_reason(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests/gpu/test_gpu_graph_copy.py"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "FUSED_COPY_EXPECT_GPUS": "0", "PYTEST_ADDOPTS": ""}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    skipped = re.findall(r"^SKIPPED \[(\d+)\] tests: (.*)$", run.stdout, re.MULTILINE)
+    assert sorted(reason for _, reason in skipped) == ["needs a GPU", "needs two GPUs"], run.stdout + run.stderr
+    assert f"= {sum(int(count) for count, _ in skipped)} skipped in" in run.stdout
 
 
 def test_nvcc_too_old(tmp_path):
