@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Skipped tests are counted by their reason alone: without a GPU the summary has one line, not one for each test."""
+    """Skipped tests count by their reason alone: without a GPU the summary has one line, not one for each test."""
     report = yield
     if report.skipped and isinstance(report.longrepr, tuple):
         report.longrepr = ("tests", None, report.longrepr[2])
