@@ -1,20 +1,23 @@
 """Builds the binary: with GPU code where nvcc is found, for the CPU alone where it is not or FUSED_COPY_CPU_ONLY=1."""
 
+import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
-from torch.utils import cpp_extension
 
 # Machine code for every GPU generation that CUDA 12.9 and 13 both know. PTX for the one that they name differently, of
 # compute capability 11.0, and for those to come: the driver compiles PTX for any newer GPU.
 GPU_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 PTX = "100"
 OLDEST_CUDA = (12, 9)
+OLDEST_GCC = 11
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem not in ("gpu", "no_gpu"))
 CXX_FLAGS = [
     "-std=c++20",
@@ -55,10 +58,61 @@ def checked_version(nvcc: Path) -> tuple[int, ...]:
     return found
 
 
-def extension():
+def check_packages() -> None:
+    """With --no-build-isolation pip installs none of those that pyproject.toml asks for, and does not look."""
+    (listed,) = re.findall(r"^requires = \[(.*)\]$", Path("pyproject.toml").read_text(), re.MULTILINE)
+    missing = {}
+    for requirement, name, oldest in re.findall(r'"((\w+)(?:>=([\d.]+))?)"', listed):
+        if name == "ninja":
+            continue  # torch takes any that is on PATH, and does without
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing[requirement] = f"no {name}"
+        else:
+            if release(version) < release(oldest):
+                missing[requirement] = f"{name} {version}"
+    if missing:
+        sys.exit(
+            f"fused_copy: building needs {', '.join(missing)}, and here is {', '.join(missing.values())}: pip install "
+            f"{shlex.join(missing)}, or leave out --no-build-isolation, and pip gets what the build needs for it alone"
+        )
+
+
+def release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
+def check_compiler() -> None:
+    """It would be missed late, and by an error of many lines."""
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    if shutil.which(compiler[0]) is None:
+        sys.exit(
+            f"fused_copy: building needs gcc {OLDEST_GCC} or newer, and there is no {compiler[0]}: install it "
+            "(apt-get install g++, say), or set CXX to a C++ compiler"
+        )
+    macros = subprocess.check_output([*compiler, "-dM", "-E", "-x", "c++", "/dev/null"], text=True)
+    gcc = re.search(r"__GNUC__ (\d+)", macros)  # clang says 4
+    if gcc and "__clang__" not in macros and int(gcc[1]) < OLDEST_GCC:
+        sys.exit(
+            f"fused_copy: building needs gcc {OLDEST_GCC} or newer, and {compiler[0]} is of gcc {gcc[1]}: install a "
+            "newer one, and set CXX to it"
+        )
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        sys.exit(
+            f"fused_copy: building needs Python's headers, and there is no {header}: install them "
+            "(apt-get install python3-dev, say)"
+        )
+
+
+def build() -> dict[str, object]:
     cuda_home = find_cuda_home()
     cuda_version = checked_version(Path(cuda_home, "bin/nvcc")) if cuda_home else None
+    check_packages()
+    check_compiler()
     import pybind11
+    from torch.utils import cpp_extension
 
     arguments = {
         "name": "fused_copy._C",
@@ -91,7 +145,7 @@ def extension():
         built = cpp_extension.CUDAExtension(sources=[*SOURCES, "csrc/gpu.cpp", "csrc/kernel.cu"], **arguments)
     # Everything else that torch's helpers link would tie the binary to one torch or one CUDA.
     built.libraries = ["torch_cpu"]
-    return built
+    return {"ext_modules": [built], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+setup(**build())

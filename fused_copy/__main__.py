@@ -73,17 +73,18 @@ def _default_device() -> str:
     import torch
 
     from fused_copy._library import _C
+    from fused_copy.environment import NO_GPU_CODE
 
     sees_gpu = torch.cuda.is_available()
     if sees_gpu and not _C.has_gpu_code:
-        print("fused-copy: built without nvcc, so for CPU tensors alone", file=sys.stderr)
+        print(f"fused-copy: {NO_GPU_CODE}", file=sys.stderr)
     return "cuda" if sees_gpu and _C.has_gpu_code else "cpu"
 
 
 def _bench(args: argparse.Namespace) -> int:
     needed = ["rich", "matplotlib"] if args.plot else ["rich"]
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        print(f"fused-copy bench needs {' and '.join(missing)}: pip install 'fused-copy[bench]'", file=sys.stderr)
+        print(f"fused-copy bench needs {' and '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
         return 2
     from fused_copy import bench
 

@@ -7,8 +7,8 @@ try:
 except ImportError as error:
     raise ImportError(
         "fused_copy: the compiled module is missing or does not load beside torch "
-        f"{torch.__version__} ({error}). Install the package (pip install fused-copy, or pip install . in a clone) and "
-        "import it from outside the clone, whose own fused_copy folder has a binary only after an editable install."
+        f"{torch.__version__} ({error}). Install the package (pip install . in a clone) and import it from outside the "
+        "clone, whose own fused_copy folder has a binary only after an editable install."
     ) from error
 
 _C.look_up_torch()

@@ -19,6 +19,11 @@ from fused_copy import _library, _version, backends
 
 Version = tuple[int, int]
 
+NO_GPU_CODE = (
+    "this fused-copy has no GPU code, but this machine has a GPU: put nvcc 12.9 or newer on PATH and install again, in "
+    "a clone: pip install --force-reinstall --no-deps ."
+)
+
 NO_DEVICE = 100
 """CUDA_ERROR_NO_DEVICE"""
 
@@ -80,10 +85,7 @@ class Environment:
                 "install a torch for that, or a newer driver"
             )
         if not binary.has_gpu_code:
-            yield (
-                "this fused-copy has no GPU code, but this machine has a GPU: pip install --force-reinstall "
-                "--no-deps fused-copy; or put nvcc 12.9 or newer on PATH and build again"
-            )
+            yield NO_GPU_CODE
         elif binary.cuda is not None and driver.cuda is not None:
             if driver.cuda[0] < binary.cuda[0]:
                 yield (

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -27,6 +27,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "not_sanitized(why): left out by tools/sanitize.py")
     config.addinivalue_line("markers", "capture: records a CUDA graph (impossible with the caching allocator off)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skipped tests count by their reason alone: without a GPU the summary has one line, not one for each test."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        report.longrepr = ("tests", None, report.longrepr[2])
+    return report
 
 
 @pytest.fixture(scope="session", params=[OP, PYTHON], ids=lambda e: e.name)

@@ -150,6 +150,7 @@ def test_name(tmp_path):
 def test_what_an_editable_install_built_stays_out(tmp_path):
     """Its binary lies in the package's folder, and is of any age."""
     pytest.importorskip("setuptools", minversion="77")
+    pytest.importorskip("torch", minversion="2.10")
     pytest.importorskip("pybind11")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)

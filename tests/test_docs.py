@@ -132,9 +132,10 @@ def test_supported_torches():
 
 def test_supported_pythons():
     """wheels.yml lists them, and CI's own stage compares it with pyproject.toml's list for cibuildwheel."""
-    wheels = found(r"\bcp3(\d+)\b", ".github/workflows/wheels.yml")
-    oldest, newest = (f"3.{end(map(int, wheels))}" for end in (min, max))
+    wheels = sorted({*map(int, found(r"\bcp3(\d+)\b", ".github/workflows/wheels.yml"))})
+    oldest, newest = f"3.{wheels[0]}", f"3.{wheels[-1]}"
     assert found(r'requires-python = ">=(.*)"', "pyproject.toml") == [oldest]
+    assert found(r'"Programming Language :: Python :: 3\.(\d+)"', "pyproject.toml") == [*map(str, wheels)]
     assert found(r"with Python (\S+) or newer", "CONTRIBUTING.md") == [oldest]
     assert found(r"python: (\[.*\])", ".github/workflows/ci.yml") == [f'["{oldest}", "{newest}"]']
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from pathlib import Path
 
@@ -68,6 +72,15 @@ def test_no_gpu_for_the_command_line(tmp_path):
     assert "sees no GPU" in run.stderr
 
 
+def test_skipped_tests_are_one_line_for_each_reason(tmp_path):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", ROOT / "tests/gpu/test_gpu_graph_copy.py"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "FUSED_COPY_EXPECT_GPUS": "0", "PYTEST_ADDOPTS": ""}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    skipped = re.findall(r"^SKIPPED \[(\d+)\] tests: (.*)$", run.stdout, re.MULTILINE)
+    assert sorted(reason for _, reason in skipped) == ["needs a GPU", "needs two GPUs"], run.stdout + run.stderr
+    assert f"= {sum(int(count) for count, _ in skipped)} skipped in" in run.stdout
+
+
 def test_nvcc_too_old(tmp_path):
     """Building stops before anything is compiled, and says how to go on without that nvcc."""
     pytest.importorskip("setuptools")
@@ -81,6 +94,68 @@ def test_nvcc_too_old(tmp_path):
     assert run.returncode == 1
     assert f"{tmp_path}/bin/nvcc is of CUDA 12.8, and GPU code needs 12.9 or newer" in run.stderr
     assert "FUSED_COPY_CPU_ONLY=1" in run.stderr
+
+
+ENOUGH_TO_BUILD = {"setuptools": "77.0.3", "torch": "2.10.0+cpu", "pybind11": "3.0.0", "packaging": "26.4"}
+
+
+def refusal_to_build(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], **environment: str) -> str:
+    """What setup.py says where these packages are installed."""
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    pytest.importorskip("setuptools")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.chdir(ROOT)
+    for name, value in {"FUSED_COPY_CPU_ONLY": "1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as refused:
+        runpy.run_path("setup.py")
+    assert "\n" not in refused.value.code
+    return refused.value.code
+
+
+@pytest.mark.parametrize(
+    ("changes", "needs", "here"),
+    [
+        ({"torch": "2.9.1+cu130"}, "torch>=2.10", "torch 2.9.1+cu130"),
+        ({"torch": None}, "torch>=2.10", "no torch"),
+        ({"pybind11": None}, "pybind11>=3.0", "no pybind11"),
+        ({"setuptools": "65.5.0", "pybind11": None}, "setuptools>=77, pybind11>=3.0", "setuptools 65.5.0, no pybind11"),
+        ({"packaging": None}, "packaging", "no packaging"),
+    ],
+)
+def test_packages_that_a_build_lacks(monkeypatch, changes, needs, here):
+    found = {name: version for name, version in {**ENOUGH_TO_BUILD, **changes}.items() if version is not None}
+    message = refusal_to_build(monkeypatch, found)
+    assert message.startswith(f"fused_copy: building needs {needs}, and here is {here}")
+    assert "pip install '" in message or needs == "packaging"
+    assert "leave out --no-build-isolation" in message
+
+
+def test_no_compiler(monkeypatch):
+    message = refusal_to_build(monkeypatch, ENOUGH_TO_BUILD, CXX="g++-nowhere -m64")
+    assert "needs gcc 11 or newer, and there is no g++-nowhere: install it" in message
+
+
+@pytest.mark.parametrize(
+    ("macros", "message"),
+    [
+        ("#define __GNUC__ 10", "needs gcc 11 or newer, and {folder}/g++ is of gcc 10: install a newer one"),
+        ("#define __GNUC__ 11", "needs Python's headers, and there is no {folder}/Python.h: install them"),
+        ("#define __GNUC__ 4\n#define __clang__ 1", "needs Python's headers"),
+    ],
+)
+def test_compiler_too_old_and_no_headers(monkeypatch, tmp_path, macros, message):
+    compiler = tmp_path / "g++"
+    compiler.write_text(f"#!/bin/sh\necho '{macros}'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    refusal = refusal_to_build(monkeypatch, ENOUGH_TO_BUILD, CXX=str(compiler))
+    assert message.format(folder=tmp_path) in refusal
 
 
 @pytest.mark.skipif(_C.has_gpu_code, reason="the build has GPU code")

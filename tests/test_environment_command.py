@@ -74,6 +74,17 @@ def test_cpu_only_builds_on_a_gpu_machine():
     assert "has no GPU code" in problem and "nvcc 12.9" in problem
 
 
+@pytest.mark.parametrize("command", [["--steps", "1"], ["bench", "--quick"]], ids=["demo", "bench"])
+def test_the_first_run_says_that_a_build_has_no_gpu_code(monkeypatch, capsys, command):
+    """On a machine with a GPU: the command then goes on with CPU tensors."""
+    monkeypatch.setattr(_library._C, "has_gpu_code", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == f"fused-copy: {environment.NO_GPU_CODE}\n"
+    assert "cpu" in out.lower()
+
+
 def test_driver_too_old():
     driver = Driver("470.10", (11, 4), (H200,))
     (problem,) = problems(driver=driver)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import release_notes
 import torch
 
 import fused_copy
@@ -213,6 +215,35 @@ def test_a_run_of_tests_is_recorded(tmp_path, chosen, outcomes, faults):
     found = json.loads((tmp_path / "run.json").read_text())
     assert (found["cases"], found["faults"]) == (outcomes.get("passed", 0), faults), run.stdout + run.stderr
     assert found["outcomes"] == outcomes and found["what"].startswith("test_x.py")
+
+
+# --- release_notes ------------------------------------------------------------------------------------------------
+
+CHANGELOG = """# Changelog
+
+## [Unreleased]
+
+## [0.2.0] - 2027-01-31
+
+### Added
+
+- Something.
+
+## [0.1.0] - 2026-12-24
+
+The first.
+"""
+
+
+def test_release_notes():
+    assert release_notes.notes(CHANGELOG, "0.2.0") == "### Added\n\n- Something."
+    assert release_notes.notes(CHANGELOG, "0.1.0") == "The first."
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.1", "Unreleased"], ids=["unknown", "cut off", "empty"])
+def test_a_release_needs_notes(version):
+    with pytest.raises(SystemExit, match=re.escape(f"nothing under '## [{version}]'")):
+        release_notes.notes(CHANGELOG, version)
 
 
 # --- sanitize -----------------------------------------------------------------------------------------------------
