@@ -33,9 +33,8 @@ from torch import nn
 
 import fused_copy
 from fused_copy.decode import DecodeLoop, Request, Step, capture_buffers, copy_each, make_each
-from fused_copy.environment import machine
 from fused_copy.sources import Source
-from fused_copy.timing import Timing
+from fused_copy.timing import Timing, machine
 
 Tensors = Mapping[str, torch.Tensor]
 Sources = Mapping[str, Source]  # of a step, as an engine has them

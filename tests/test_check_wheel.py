@@ -40,7 +40,8 @@ def installed() -> dict[str, bytes]:
     files = {path.as_posix(): path.read_binary() for path in kept if path.name not in added and path.parts[0] != ".."}
     if f"fused_copy/{Path(_C.__file__).name}" in files:
         return files
-    sources = (path for path in (ROOT / "fused_copy").rglob("*.*") if path.suffix not in (".pyc", ".so"))
+    found = (path for package in check_wheel.PACKAGES for path in package.rglob("*.*"))
+    sources = (path for path in found if path.suffix not in (".pyc", ".so"))
     package = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (Path(_C.__file__), *sources)}
     return package | {name: content for name, content in files.items() if name.startswith(INFO)}
 

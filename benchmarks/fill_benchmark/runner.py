@@ -20,7 +20,7 @@ from fill_benchmark.answers import answer
 from fill_benchmark.sections import ON_CPU, SECTIONS, measure
 from fill_benchmark.targets import evaluate
 from fused_copy.bench import WrongResult
-from fused_copy.environment import machine
+from fused_copy.timing import machine
 
 IMPORT = "import"
 """The section that times no calls, but ``import fused_copy``."""
