@@ -183,7 +183,7 @@ def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str
     left = console.width - sum(widths.values())
     padding = (0, 0, 0, int(left - 2 * len(others) >= max(map(len, labels))))  # one space between columns, or two
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
-    table.add_column(first)
+    table.add_column(first, overflow="fold")
     for heading in widths:
         table.add_column(heading, justify="right", no_wrap=True)
     room = left - (1 + padding[3]) * len(others)
