@@ -154,7 +154,7 @@ def test_what_an_editable_install_built_stays_out(tmp_path):
     pytest.importorskip("pybind11")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("csrc", "fused_copy", "tests"):
+    for name in ("csrc", "fused_copy", "fused_copy_cli", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name)
         (tmp_path / name / "_C.cpython-39-x86_64-linux-gnu.so").touch()
     command = [sys.executable, "setup.py", "sdist", "build_py", "--build-lib", "built"]
@@ -162,5 +162,6 @@ def test_what_an_editable_install_built_stays_out(tmp_path):
     with tarfile.open(next(tmp_path.glob("dist/*.tar.gz"))) as archive:
         names = archive.getnames()
     names += map(str, (tmp_path / "built").rglob("*"))
-    assert sum(name.endswith("fused_copy/ops.py") for name in names) == 2
+    for file in ("fused_copy/ops.py", "fused_copy_cli/environment.py"):
+        assert sum(name.endswith(file) for name in names) == 2
     assert not [name for name in names if name.endswith(".so")]
