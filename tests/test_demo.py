@@ -149,6 +149,19 @@ def test_on_a_gpu_it_says_what_each_way_costs():
     assert max(map(len, text.splitlines())) <= 80
 
 
+def test_what_a_way_costs_on_a_gpu(monkeypatch):
+    """Over all steps but the first tenth, which load what they use."""
+    loop = small_loop()
+    way, step = demo.Way(demo.PLAN, loop), next(loop)
+    assert way.cost(step) == Cost("plan.replay", 1)
+    way.graphs = {step.bs: None}
+    way.host_us = [1000.0, 1000.0, *map(float, range(18))]
+    filled = []
+    monkeypatch.setattr(demo, "_gpu_cost", lambda fill, step: filled.append(fill) or (1.0, 2.5))
+    assert way.cost(step) == Cost("plan.replay", 1, 1.0, {"median": 8.5, "p10": 2.0, "p90": 15.0}, 2.5)
+    assert filled == [way.fill]
+
+
 def test_a_profiler_that_sees_nothing_of_the_gpu():
     costs = [cost(way, calls, 0.0, us, 0.0) for way, calls, us in (("a", 24, 8.0), ("b", 1, 4.0), ("c", 1, 2.0))]
     text = demo.conclusion(on_gpu(*costs))
