@@ -80,9 +80,10 @@ def settle(page: Path, text: str, source: Path | None, tool: str, *, check: bool
 
 
 def newest(folder: Path) -> Path:
-    """The benchmark's results file with the latest date of measurement; decode-*.json are of examples/decode.py."""
+    """The file of the benchmark's latest run that was not stopped; decode-*.json are of examples/decode.py."""
     files = [path for path in folder.glob("*.json") if not path.name.startswith("decode-")]
-    dates = {path: json.loads(path.read_text())["machine"]["date"] for path in files}
+    runs = {path: json.loads(path.read_text()) for path in files}
+    dates = {path: run["machine"]["date"] for path, run in runs.items() if run.get("complete", True)}
     if not dates:
         raise ValueError(f"there is no results file in {folder}")
     return max(dates, key=dates.__getitem__)

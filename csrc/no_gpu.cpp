@@ -9,8 +9,8 @@ extern const GpuBuild kGpuBuild = {};
 
 void launch_on_gpu(std::span<const PlannedLaunch>, int) {
   throw std::runtime_error(
-      "fused_copy: this build has no GPU code. Install the GPU build: pip install --force-reinstall --no-deps "
-      "fused-copy; or put nvcc 12.9 or newer on PATH and build again");
+      "fused_copy: this build has no GPU code: put nvcc 12.9 or newer on PATH and install again, in a clone: pip install "
+      "--force-reinstall --no-deps .");
 }
 
 std::optional<uint64_t> pinned_address(uint64_t, int64_t, int) { return std::nullopt; }

@@ -1,14 +1,15 @@
 """A decode: a small Llama-style model, a paged KV cache, CUDA graphs, and five ways to fill the graphs' static buffers.
 
     pip install '.[bench]'
-    python examples/decode.py [--steps 2000] [--ways copy_,plan,update] [--json FILE]
+    python examples/decode.py [--steps N] [--ways copy_,plan,update] [--json FILE]
 
 The model's weights are random; everything else is what a serving engine does. Requests join with a prompt, which is
 prefilled eagerly, decode greedily and leave; the running batch is padded to a captured size. A step begins as lists and
 as rows of a page table: three ways make six tensors of them by torch's operators before they copy these, and a plan and
 a graph's copy take them as they are. Each way has its own buffers, KV cache and graphs, and all ways take every step in
 turn, so that a wrong fill shows at once as another token.
-On a CPU the model runs eagerly, and there is no graph whose copy could be updated.
+On a CPU the model is smaller and runs eagerly, and there is no graph whose copy could be updated: that checks the
+tokens, and its times say nothing of a GPU's.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
 import fused_copy
 from fused_copy.decode import DecodeLoop, Request, Step, capture_buffers, copy_each, make_each
-from fused_copy.environment import machine
 from fused_copy.sources import Source
-from fused_copy.timing import Timing
+from fused_copy.timing import Timing, machine
 
 Tensors = Mapping[str, torch.Tensor]
 Sources = Mapping[str, Source]  # of a step, as an engine has them
@@ -262,8 +263,18 @@ class WrongToken(Exception):
 
 
 @torch.inference_mode()
-def run(names: Sequence[str], steps: int, loop: DecodeLoop, config: Config, seed: int = 0) -> dict[str, object]:
-    """Takes the steps with every way. What ``--json`` writes, less the machine. Raises :class:`WrongToken`."""
+def run(
+    names: Sequence[str],
+    steps: int,
+    loop: DecodeLoop,
+    config: Config,
+    seed: int = 0,
+    done: Callable[[int], object] = lambda steps: None,
+) -> dict[str, object]:
+    """Takes the steps with every way, and calls ``done`` after each with their number.
+
+    What ``--json`` writes, less the machine. Raises :class:`WrongToken`.
+    """
     torch.manual_seed(seed)
     # In float32: in bfloat16 the two largest logits are often so nearly equal that rounding, which differs from one
     # graph to another, would decide a token now and then.
@@ -291,6 +302,7 @@ def run(names: Sequence[str], steps: int, loop: DecodeLoop, config: Config, seed
                     f"where {names[0]} decoded {tokens[names[0]]}"
                 )
         decoded += len(rows)
+        done(index + 1)
     warm = steps // 10
     results = []
     for way in ways:
@@ -322,14 +334,12 @@ def show(results: dict, console: Console) -> None:
     """Prints the table."""
     rows, loop = results["rows"], results["loop"]
     console.print(
-        f"{results['machine']['gpu'] or results['machine']['cpu']}, torch {results['machine']['torch']}\n"
         f"{results['steps']} steps of up to {loop['max_bs']} requests, {results['requests']} requests, "
         f"{loop['graphs'] or 'no'} CUDA graphs a way\n"
-        f"all {results['tokens']} tokens are the same in {', '.join(row['way'] for row in rows)}",
-        highlight=False,
+        f"all {results['tokens']} tokens are the same in {', '.join(row['way'] for row in rows)}\n",
     )
     table = Table(box=None, pad_edge=False)
-    for heading in ("fill", "launches", "fill us", "p10-p90", "step ms", "p10-p90", "fill's share"):
+    for heading in ("fill", "launches", "fill us", "p10-p90", "step ms", "p10-p90", "fill's\nshare"):
         table.add_column(heading, justify="left" if heading == "fill" else "right")
     for row in rows:
         fill, step = row["fill"], row["step"]
@@ -345,17 +355,19 @@ def show(results: dict, console: Console) -> None:
     console.print(table)
 
 
+SIZES = {"steps": 2000, "max_bs": 32, "max_seq_len": 512, "page_size": 16, **asdict(Config())}
+ON_CPU = {"steps": 400, "max_bs": 8, "max_seq_len": 128, "layers": 2, "hidden": 128, "mlp": 256, "vocab": 1024}
+"""Where the larger sizes would take many minutes."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="replays of each way (default: %(default)s)")
     parser.add_argument("--ways", default=",".join(WAYS), help="default: %(default)s")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--max-bs", type=int, default=32, help="default: %(default)s")
-    parser.add_argument("--max-seq-len", type=int, default=512, help="default: %(default)s")
-    parser.add_argument("--page-size", type=int, default=16, help="default: %(default)s")
-    for name, value in asdict(Config()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="default: %(default)s")
+    for name, value in SIZES.items():
+        on_cpu = f", on a CPU {ON_CPU[name]}" if name in ON_CPU else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"default: {value}{on_cpu}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     parser.add_argument("--commit", default=os.environ.get("FUSED_COPY_COMMIT"), help="the package's commit")
@@ -364,28 +376,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := set(names) - set(WAYS):
         parser.error(f"--ways: {', '.join(sorted(unknown))}: expected some of {', '.join(WAYS)}")
     device = torch.device(args.device)
-    if device.type == "cpu" and "update" in names:
-        print("update: left out: there is no CUDA graph on a CPU", file=sys.stderr)
-        names.remove("update")
+    sizes = SIZES
+    if device.type == "cpu":
+        sizes = SIZES | ON_CPU
+        torch.set_num_threads(1)  # on a busy machine threads that share so little out would wait for each other
+        if "update" in names:
+            print("update: left out: there is no CUDA graph on a CPU", file=sys.stderr)
+            names.remove("update")
+    sizes = {name: value if getattr(args, name) is None else getattr(args, name) for name, value in sizes.items()}
     loop = DecodeLoop(
-        max_bs=args.max_bs,
-        max_seq_len=args.max_seq_len,
-        prompt_len=(4, args.max_seq_len // 2),
-        new_tokens=(4, args.max_seq_len // 4),
-        page_size=args.page_size,
+        max_bs=sizes["max_bs"],
+        max_seq_len=sizes["max_seq_len"],
+        prompt_len=(4, sizes["max_seq_len"] // 2),
+        new_tokens=(4, sizes["max_seq_len"] // 4),
+        page_size=sizes["page_size"],
         seed=args.seed,
         device=device,
     )
-    config = Config(**{name: getattr(args, name) for name in asdict(Config())})
+    config = Config(**{name: sizes[name] for name in asdict(Config())})
+    facts = machine(device, args.commit)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"{facts['gpu'] or facts['cpu']}, torch {facts['torch']}")
     try:
-        results = run(names, args.steps, loop, config, args.seed)
+        # Drawn between steps alone: a thread that did it would compete with them for the interpreter.
+        with Progress(console=console, auto_refresh=False, transient=True) as progress:
+            task = progress.add_task("steps", total=sizes["steps"])
+            results = run(
+                names,
+                sizes["steps"],
+                loop,
+                config,
+                args.seed,
+                lambda steps: progress.update(task, completed=steps, refresh=steps % 10 == 0),
+            )
     except WrongToken as error:
         print(f"WRONG: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     # The commit is the package's, which was built before; this file may have changed since.
     form = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    results = {"machine": machine(device, args.commit), "script_sha256": form} | results
-    show(results, Console())
+    results = {"machine": facts, "script_sha256": form} | results
+    show(results, console)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from fused_copy import _library as _library  # first, as it says what is missing
 from fused_copy._version import __version__
 from fused_copy.backends import backend, fallbacks
 from fused_copy.ops import replay
@@ -35,3 +36,7 @@ if not TYPE_CHECKING:  # type checkers would take any name for one that is there
 
             return getattr(explanation, name)
         raise AttributeError(f"module 'fused_copy' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

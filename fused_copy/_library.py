@@ -1,14 +1,50 @@
-"""Loads the binary, which registers ``torch.ops.fused_copy.replay``."""
+"""Loads the binary, which registers ``torch.ops.fused_copy.replay``, or says what it lacks."""
 
-import torch  # the binary resolves its symbols when it is loaded
+import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+OLDEST_TORCH = (2, 9)
+
+
+def _import_error(text: str) -> ImportError:
+    # By this name `python -m fused_copy` knows that its package is what failed: it prints the text and no traceback.
+    return ImportError(f"fused_copy: {text}", name="fused_copy")
+
+
+def _why_missing() -> str:
+    folder = Path(__file__).parent
+    missing = f"{folder} has no _C{EXTENSION_SUFFIXES[0]}, the compiled module for this Python ({sys.executable})"
+    if (folder.parent / "setup.py").exists():
+        return (
+            f"{missing}, as it belongs to a clone: pip install . there and run Python outside of it; "
+            "or have it built into the clone: pip install --no-build-isolation -e ."
+        )
+    return f"{missing}: with that Python, in a clone: python -m pip install --force-reinstall --no-deps ."
+
+
+try:
+    import torch  # the binary resolves its symbols when it is loaded
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise _import_error(f"needs torch 2.9 or newer: there is none for {sys.executable}: pip install torch") from error
+
+if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+    raise _import_error(
+        f"needs torch 2.9 or newer: this is {torch.__version__}, {Path(torch.__file__).parent}: "
+        "pip install --upgrade torch"
+    )
 
 try:
     from fused_copy import _C
 except ImportError as error:
-    raise ImportError(
-        "fused_copy: the compiled module is missing or does not load beside torch "
-        f"{torch.__version__} ({error}). Install the package (pip install . in a clone) and import it from outside the "
-        "clone, whose own fused_copy folder has a binary only after an editable install."
+    binary = Path(__file__).with_name(f"_C{EXTENSION_SUFFIXES[0]}")
+    raise _import_error(
+        f"{binary} does not load beside torch {torch.__version__}: {error}. If it was built here, build it again; "
+        "else install it again, or report it with what `fused-copy env` prints"
+        if binary.exists()
+        else _why_missing()
     ) from error
 
 _C.look_up_torch()

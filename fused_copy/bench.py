@@ -5,6 +5,8 @@ The project's own benchmark, in the repository's ``benchmarks/``, has more ways,
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -20,8 +22,7 @@ from rich.table import Table
 
 import fused_copy
 from fused_copy.decode import capture_buffers, copy_each
-from fused_copy.environment import machine
-from fused_copy.timing import Call, Timing, calls_per_graph, gpu_timer, host_us, in_turn, launches
+from fused_copy.timing import Call, Timing, calls_per_graph, gpu_timer, host_us, in_turn, launches, machine
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -139,18 +140,11 @@ def measure(bs: int, device: torch.device, quick: bool, rows: list[Row]) -> None
 
 def run(*, device: str, quick: bool, json: Path | None, plot: Path | None) -> int:
     """Measure, print, and write the files that were asked for; the exit status. Ctrl-C keeps what was measured."""
-    for option, path in (("--json", json), ("--plot", plot)):
-        if path and not path.parent.is_dir():
-            print(f"fused-copy bench: {option}: there is no directory {path.parent}", file=sys.stderr)
-            return 2
-    if plot and plot.suffix not in (".pdf", ".png", ".svg"):
-        print(f"fused-copy bench: --plot {plot}: expected a .pdf, .png or .svg file", file=sys.stderr)
-        return 2
-    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    console = plain_console()
     facts = machine(torch.device(device), commit=None)
     console.print(", ".join(f"{key} {value}" for key, value in facts.items() if value))
     if device == "cpu":
-        console.print(f"left out without a GPU: {UPDATE_AND_REPLAY}, launches, GPU times")
+        console.print("without a GPU: no copy.update, no launches, no GPU times")
     rows: list[Row] = []
     status = 0
     try:
@@ -165,7 +159,7 @@ def run(*, device: str, quick: bool, json: Path | None, plot: Path | None) -> in
     except KeyboardInterrupt:
         status = 130
         rows = [row for row in rows if row.host.samples]
-        console.print("\nstopped; what was measured until then:")
+        console.print("\nstopped; what was measured until then:" if rows else "\nstopped before anything was measured")
         show(console, [row for row in rows if row.bs == rows[-1].bs])
     if json:
         head = {"machine": facts, "quick": quick, "complete": status == 0, "max_seqlen_k": WIDTH}
@@ -175,26 +169,60 @@ def run(*, device: str, quick: bool, json: Path | None, plot: Path | None) -> in
     return status
 
 
+def plain_console() -> Console:
+    """Prints text as it is: brackets and colons are no markup. As wide as the terminal or COLUMNS, else 80."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 80
+    return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def print_table(console: Console, title: str, columns: Mapping[str, Sequence[str]], style: str = "") -> None:
+    """Print the columns by their headings, the first aligned left; without those that are empty throughout."""
+    filled = {heading: cells for heading, cells in columns.items() if any(cells)}
+    (first, labels), *others = filled.items()
+    widths = {heading: max(map(len, [*heading.split("\n"), *cells])) for heading, cells in others}
+    left = console.width - sum(widths.values())
+    padding = (0, 0, 0, int(left - 2 * len(others) >= max(map(len, labels))))  # one space between columns, or two
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding)
+    table.add_column(first, overflow="fold")
+    for heading in widths:
+        table.add_column(heading, justify="right", no_wrap=True)
+    room = left - (1 + padding[3]) * len(others)
+    for cells in zip((_folded(label, room) for label in labels), *(cells for _, cells in others), strict=True):
+        table.add_row(*cells)
+    console.print(f"\n{title}", style=style)
+    console.print(table)
+
+
+def _folded(label: str, width: int) -> str:
+    """In lines of at most that width, where they can be, cut behind spaces and dots."""
+    lines = [""]
+    for piece in re.findall(r"[^ .]*[ .]*", label):
+        if lines[-1] and len((lines[-1] + piece).rstrip()) > width:
+            lines.append(" ")
+        lines[-1] += piece
+    return "\n".join(map(str.rstrip, lines))
+
+
 def show(console: Console, rows: Sequence[Row]) -> None:
     """Print the rows of one batch size, if there are any."""
+    if not rows:
+        return
     host = {row.way: row.host.median for row in rows}
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("way", overflow="fold")
-    for heading in ("launches", "host us", "p10-p90", "ratio", "GPU us"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row.way,
-            "" if row.launches is None else str(row.launches),
-            format_us(row.host.median),
-            f"{format_us(row.host.p10)}-{format_us(row.host.p90)}",
-            f"{host[SIX_COPIES] / row.host.median:.1f}x" if SIX_COPIES in host else "",
-            format_us(row.gpu.median) if row.gpu.samples else "",
-        )
-    if rows:
-        console.print(f"\nbs {rows[0].bs}, page table {WIDTH} wide", table, sep="\n")
+    columns = {
+        "way": [row.way for row in rows],
+        "launches": ["" if row.launches is None else str(row.launches) for row in rows],
+        "host us": [format_us(row.host.median) for row in rows],
+        "p10-p90": [f"{format_us(row.host.p10)}-{format_us(row.host.p90)}" for row in rows],
+        "ratio": [format_ratio(host[SIX_COPIES] / row.host.median) if SIX_COPIES in host else "" for row in rows],
+        "GPU us": [format_us(row.gpu.median) if row.gpu.samples else "" for row in rows],
+    }
+    print_table(console, f"bs {rows[0].bs}, page table {WIDTH} wide", columns)
     if host.keys() >= set(NEED_A_GPU):
         console.print(f"copy.update adds {host[UPDATE_AND_REPLAY] - host[GRAPH_REPLAY]:.2f} us and no launch")
+
+
+def format_ratio(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}x"
 
 
 def format_us(us: float) -> str:
@@ -203,11 +231,8 @@ def format_us(us: float) -> str:
 
 def plain(row: Row) -> dict[str, object]:
     """A row as JSON has it."""
-
-    def us(timing: Timing) -> dict[str, float] | None:
-        return {name: round(getattr(timing, name), 4) for name in ("median", "p10", "p90")} if timing.samples else None
-
-    return {"bs": row.bs, "way": row.way, "launches": row.launches, "host_us": us(row.host), "gpu_us": us(row.gpu)}
+    host, gpu = (timing.plain() if timing.samples else None for timing in (row.host, row.gpu))
+    return {"bs": row.bs, "way": row.way, "launches": row.launches, "host_us": host, "gpu_us": gpu}
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

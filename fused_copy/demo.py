@@ -1,20 +1,23 @@
-"""The demo: the static buffers of a decode loop's CUDA graphs, filled by torch's operators and by one ``replay``.
+"""The demo: the static buffers of a decode loop's CUDA graphs, filled by torch's operators and by one launch.
 
 A step begins as Python lists and as rows of a page table. Torch's operators make six tensors of them, and copy each;
-``replay`` does both in one launch.
+``fused_copy.replay`` and ``plan.replay`` do all of it in one launch.
 
 Each way fills its own set of buffers, which its own graphs consume (on a CPU the same model runs eagerly). After every
-step the two sets must be the same to the last byte, and so must what the graphs computed from them.
+step the sets must be the same to the last byte, and so must what the graphs computed from them.
 """
 
 from __future__ import annotations
 
-import platform
+import json
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
-from statistics import fmean, median
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,26 +26,79 @@ from torch.overrides import TorchFunctionMode
 import fused_copy
 from fused_copy.decode import DecodeLoop, Step, capture_buffers, copy_each, make_each
 from fused_copy.sources import Source
+from fused_copy.timing import Timing, machine
 
 Tensors = Mapping[str, torch.Tensor]
-Sources = Mapping[str, Source]
+Fill = Callable[[Mapping[str, Source]], object]
 
 POISON = 0x5A5A5A5A
 """What the static buffers hold before the first step: no token, slot, position or length of the loop."""
 
+MADE_OF = {
+    "input_ids": ("its last token", "a list"),
+    "out_loc": ("the KV slot of that token", "a list"),
+    "cu_seqlens_k": ("the sum of the lengths so far", "the list of lengths"),
+    "positions": ("the position of that token", "that list, less 1"),
+    "seq_lens": ("the length of its sequence", "the list of lengths"),
+    "page_table": ("the KV slots of its tokens", "rows of a page table"),
+}
+"""What each buffer holds for a request, and what an engine makes it of."""
 
-def make_and_copy(buffers: Tensors, made_of: Sources) -> None:
-    """The fill by torch's operators."""
-    copy_each(buffers, make_each(made_of))
+
+def _by_operators(buffers: Tensors) -> Fill:
+    return lambda made_of: copy_each(buffers, make_each(made_of))
+
+
+def _by_function(buffers: Tensors) -> Fill:
+    return partial(fused_copy.replay, buffers)
+
+
+def _by_plan(buffers: Tensors) -> Fill:
+    fill: Fill = fused_copy.Plan(buffers).replay
+    return fill
+
+
+OPERATORS, FUNCTION, PLAN = "torch's operators", "fused_copy.replay", "plan.replay"
+WAYS = {OPERATORS: _by_operators, FUNCTION: _by_function, PLAN: _by_plan}
+
+
+class Mismatch(Exception):
+    """A way left other bytes than torch's operators do."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One way's fill of a step: the calls that Python makes and, on a GPU, what they launch and how long they take.
+
+    ``host_us`` is over all steps but the first tenth, ``launches`` and ``gpu_us`` are means of the last one's fills.
+    """
+
+    way: str
+    calls: int
+    launches: float | None = None
+    host_us: dict[str, float] | None = None
+    gpu_us: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run whose every step matched. ``bs`` and ``max_seqlen_k`` are the smallest and the largest."""
+
+    machine: dict[str, str | None]
+    steps: int
+    requests: int
+    bs: tuple[int, int]
+    max_seqlen_k: tuple[int, int]
+    costs: Sequence[Cost]
 
 
 class Way:
     """One way to fill static buffers, with its own buffers, its own graphs and its host time in us per step."""
 
-    def __init__(self, label: str, fill: Callable[[Tensors, Sources], None], loop: DecodeLoop) -> None:
+    def __init__(self, label: str, loop: DecodeLoop) -> None:
         self.label = label
-        self.fill = fill
         self.buffers = capture_buffers(loop.max_bs, loop.max_seq_len, loop.device)
+        self.fill = WAYS[label](self.buffers)
         self.output = torch.zeros(loop.max_bs, dtype=torch.int64, device=loop.device)
         self.kv_cache = torch.arange(loop.num_slots, device=loop.device)
         self.host_us: list[float] = []
@@ -62,12 +118,21 @@ class Way:
         if self.graphs:
             torch.cuda.synchronize()  # a full launch queue would be timed as host work
         start = time.perf_counter_ns()
-        self.fill(self.buffers, step.made_of)
+        self.fill(step.made_of)
         self.host_us.append((time.perf_counter_ns() - start) / 1e3)
         if self.graphs:
             self.graphs[step.bs].replay()
         else:
             self._model(step.bs)
+
+    def cost(self, step: Step) -> Cost:
+        """Of the steps taken; ``step`` is the one whose calls and launches are counted."""
+        calls = _torch_calls(self.fill, step) if self.label == OPERATORS else 1
+        if not self.graphs:
+            return Cost(self.label, calls)
+        launches, gpu_us = _gpu_cost(self.fill, step)
+        warm_up = len(self.host_us) // 10
+        return Cost(self.label, calls, launches, Timing(tuple(self.host_us[warm_up:])).plain(), gpu_us)
 
     def _model(self, bs: int) -> None:
         """A stand-in for a decoder: store each token's KV, then reduce over each request's KV, in exact arithmetic."""
@@ -80,50 +145,145 @@ class Way:
         self.output[:bs] = attended * (cu_seqlens_k[1 : bs + 1] - cu_seqlens_k[:bs]) + cu_seqlens_k[:bs]
 
 
-def run(*, steps: int, seed: int, device: str) -> int:
-    """Run ``steps`` decode steps on ``device``, print what each way cost, and return 0 if every step matched."""
+def run(*, steps: int, seed: int, device: str, json: Path | None) -> int:
+    """Take ``steps`` decode steps on ``device`` in every way, and print what was found; 0 if every step matched."""
     loop = DecodeLoop(seed=seed, device=device)
-    classic, fused = Way("torch's operators", make_and_copy, loop), Way("fused_copy.replay", fused_copy.replay, loop)
-    print(f"{_device_name(loop.device)}, torch {torch.__version__}")
-    print(f"decode loop: up to {loop.max_bs} requests, page table buffer {loop.max_bs} x {loop.max_seq_len}, ", end="")
-    print(f"{len(fused.graphs)} CUDA graphs a way" if fused.graphs else "no CUDA graphs")
-    print("a step begins as lists of ids, slots, lengths and rows, and a page table, and ends in six buffers")
-
-    batch_sizes: set[int] = set()
-    widths: set[int] = set()
-    step_bytes: list[int] = []
-    for index, step in enumerate(islice(loop, steps)):
-        for way in (classic, fused) if index % 2 else (fused, classic):
-            way.step(step)
-        if difference := _first_difference(classic, fused, step):
-            print(f"\nstep {index} (bs {step.bs}, max_seqlen_k {step.max_seqlen_k}): {difference}")
-            return 1
-        batch_sizes.add(step.bs)
-        widths.add(step.max_seqlen_k)
-        step_bytes.append(sum(source.nbytes for source in step.sources.values()))
-        _show_progress(index + 1, steps, step)
-
-    print(f"{loop.served} requests served, bs {', '.join(map(str, sorted(batch_sizes)))}, ", end="")
-    print(f"page table {min(widths)} to {max(widths)} wide")
-    print("every step matched: each byte of the six buffers, and the output computed from them\n")
-    _print_costs((classic, fused), fmean(step_bytes), step)
+    facts = machine(loop.device, commit=None)
+    print(introduction(facts, loop))
+    try:
+        result = measure(loop, steps, facts)
+    except Mismatch as mismatch:
+        print(f"\n{mismatch}")
+        return 1
+    print(conclusion(result))
+    if json:
+        json.write_text(dumps(result))
     return 0
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+def measure(loop: DecodeLoop, steps: int, facts: dict[str, str | None]) -> Result:
+    """Take the steps. Raises :class:`Mismatch`."""
+    threads = torch.get_num_threads()
+    if loop.device.type == "cpu":
+        torch.set_num_threads(1)  # on a busy machine operators would wait for threads that share so little out
+    try:
+        operators, *others = ways = [Way(label, loop) for label in WAYS]
+        sizes: list[tuple[int, int]] = []
+        for index, step in enumerate(islice(loop, steps)):
+            turn = index % len(ways)  # whoever comes first finds the caches cold
+            for way in ways[turn:] + ways[:turn]:
+                way.step(step)
+            for way in others:
+                if difference := _first_difference(operators, way, step):
+                    raise Mismatch(
+                        f"step {index} (bs {step.bs}, max_seqlen_k {step.max_seqlen_k}), {way.label}: {difference}"
+                    )
+            sizes.append((step.bs, step.max_seqlen_k))
+            _show_progress(index + 1, steps, step)
+        bs, widths = zip(*sizes, strict=True)
+        costs = [way.cost(step) for way in ways]
+    finally:
+        torch.set_num_threads(threads)
+    return Result(facts, steps, loop.served, (min(bs), max(bs)), (min(widths), max(widths)), costs)
 
 
-def _first_difference(classic: Way, fused: Way, step: Step) -> str | None:
+def dumps(result: Result) -> str:
+    """What ``--json`` writes."""
+    return json.dumps(asdict(result), indent=1) + "\n"
+
+
+def introduction(facts: Mapping[str, str | None], loop: DecodeLoop) -> str:
+    """What a decode step is made of, for whom it is new."""
+    how = (
+        f"by replaying a CUDA graph, one of {len(loop.capture_sizes)} for as many batch sizes"
+        if facts["gpu"]
+        else "with a CUDA graph on a GPU, and eagerly on this CPU"
+    )
+    table = [("static buffer", "size", "holds of each request", "made of")]
+    for name, buffer in capture_buffers(loop.max_bs, loop.max_seq_len, "meta").items():
+        table.append((name, " x ".join(map(str, buffer.shape)), *MADE_OF[name]))
+    return "\n\n".join(
+        [
+            f"{facts['gpu'] or facts['cpu']}, torch {facts['torch']}",
+            _wrapped(
+                f"A decode step makes the next token of every running request, here of up to {loop.max_bs}, {how}. "
+                "A graph reads the same memory at every replay, its static buffers, which must be filled before:"
+            ),
+            _aligned(table, left=4),
+            "",
+        ]
+    )
+
+
+def conclusion(result: Result) -> str:
+    """What was checked, and on a GPU what each way costs."""
+    operators, *others = result.costs
+    names = " and ".join(cost.way for cost in others)
+    checked = _wrapped(
+        f"Checked: {result.steps} steps, bs {_range(result.bs)}, page tables {_range(result.max_seqlen_k)} wide, "
+        f"{result.requests} requests served. After every step each byte of the buffers of {names} was that of torch's "
+        "operators, and so was what the model computed from them."
+    )
+    if operators.host_us is None:
+        calls = (
+            f"To fill the buffers for a step, Python makes {operators.calls} calls of torch's operators, or one of "
+            f"{names.replace(' and ', ' or ')}, which on a GPU is one launch. There are no times here, as they mean "
+            "something on a GPU only."
+        )
+        return f"\n{checked}\n\n{_wrapped(calls)}"
+    table = [("way", "calls", "launches", "host us", "p10-p90", "ratio", "GPU us", "ratio")]
+    for cost in result.costs:
+        host = cost.host_us or {}
+        table.append(
+            (
+                cost.way,
+                str(cost.calls),
+                f"{cost.launches:g}" if cost.launches else "",  # a profiler may see nothing of a GPU
+                f"{host['median']:.1f}",
+                f"{host['p10']:.1f}-{host['p90']:.1f}",
+                f"{operators.host_us['median'] / host['median']:.1f}x",
+                f"{cost.gpu_us:.2f}" if cost.gpu_us else "",
+                f"{operators.gpu_us / cost.gpu_us:.1f}x" if operators.gpu_us and cost.gpu_us else "",
+            )
+        )
+    heading = "To fill the buffers for a step takes, host us as medians over the steps:"
+    summary = (
+        f"{others[-1].way} is {_spent(others[-1])} of the host; {operators.way} are {_spent(operators)}. GPU us are "
+        "means over ten fills for the last step."
+    )
+    return "\n\n".join(["\n" + checked, heading, _aligned(table, left=1), _wrapped(summary)])
+
+
+def _spent(cost: Cost) -> str:
+    launches = f", {cost.launches:g} launch{'' if cost.launches == 1 else 'es'}" if cost.launches else ""
+    median = f"{cost.host_us['median']:.1f} us" if cost.host_us else ""
+    return f"{cost.calls} call{'' if cost.calls == 1 else 's'}{launches} and {median}"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 80, break_on_hyphens=False)
+
+
+def _aligned(table: Sequence[Sequence[str]], left: int) -> str:
+    """Each column as wide as need be, the first ``left`` of them aligned there."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    align = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    rows = (zip(align, row, widths, strict=True) for row in table)
+    return "\n".join("  ".join(to(cell, width) for to, cell, width in row).rstrip() for row in rows)
+
+
+def _range(ends: tuple[int, int]) -> str:
+    return f"{ends[0]} to {ends[1]}"
+
+
+def _first_difference(operators: Way, way: Way, step: Step) -> str | None:
     for name, source in step.sources.items():
-        corner = fused.buffers[name][tuple(slice(size) for size in source.shape)]
+        corner = way.buffers[name][tuple(slice(size) for size in source.shape)]
         if difference := _difference(source, corner):
             return f"{name} is not its source: {difference}"
-        if difference := _difference(classic.buffers[name], fused.buffers[name]):
+        if difference := _difference(operators.buffers[name], way.buffers[name]):
             return f"{name} changed outside the leading corner: {difference}"
-    if difference := _difference(classic.output, fused.output):
+    if difference := _difference(operators.output, way.output):
         return f"the model's output: {difference}"
     return None
 
@@ -143,36 +303,7 @@ def _show_progress(done: int, steps: int, step: Step) -> None:
     print(f"\r{line}" if live else line, end="" if live and done != steps else "\n", flush=True)
 
 
-def _print_costs(ways: tuple[Way, Way], step_bytes: float, step: Step) -> None:
-    """Print one row per way and their ratio; ``step`` is the one whose calls, launches and GPU time are counted."""
-    warm_up = len(ways[0].host_us) // 10
-    host_us = [sorted(way.host_us[warm_up:]) for way in ways]
-    columns = [
-        ["way", *(way.label for way in ways), "ratio"],
-        ["bytes/step", *(f"{step_bytes:,.0f}" for _ in ways), ""],
-        ["host us/step", *(f"{median(times):.1f}" for times in host_us), _ratio(*map(median, host_us))],
-        ["p10-p90", *(f"{_quantile(times, 0.1):.1f}-{_quantile(times, 0.9):.1f}" for times in host_us), ""],
-    ]
-    calls = _torch_calls(ways[0], step), 1  # replay itself
-    columns.insert(1, ["calls/step", *map(str, calls), _ratio(*calls)])
-    if ways[0].graphs:
-        counts, times = zip(*(_gpu_cost(way, step) for way in ways), strict=True)
-        columns.insert(2, ["launches/step", *(f"{count:.0f}" for count in counts), _ratio(*counts)])
-        columns.append(["GPU us, last step", *(f"{us:.2f}" for us in times), _ratio(*times)])
-    widths = [max(map(len, column)) for column in columns]
-    for label, *cells in zip(*columns, strict=True):
-        print("  ".join([label.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip())
-
-
-def _ratio(classic: float, fused: float) -> str:
-    return f"{classic / fused:.1f}x" if fused else ""  # a profiler may see nothing of a GPU
-
-
-def _quantile(ordered: list[float], q: float) -> float:
-    return ordered[round(q * (len(ordered) - 1))]
-
-
-def _torch_calls(way: Way, step: Step) -> int:
+def _torch_calls(fill: Fill, step: Step) -> int:
     """The calls of torch's functions that Python makes for one fill by its operators."""
 
     class Counter(TorchFunctionMode):
@@ -184,16 +315,16 @@ def _torch_calls(way: Way, step: Step) -> int:
 
     counter = Counter()
     with counter:
-        way.fill(way.buffers, step.made_of)
+        fill(step.made_of)
     return counter.calls
 
 
-def _gpu_cost(way: Way, step: Step) -> tuple[float, float]:
+def _gpu_cost(fill: Fill, step: Step) -> tuple[float, float]:
     """Launches (kernels, memcpys and memsets) and GPU time in us of one fill."""
     fills = 10
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(fills):
-            way.fill(way.buffers, step.made_of)
+            fill(step.made_of)
         torch.cuda.synchronize()
     events = [e for e in profiler.events() or () if "CUDA" in str(e.device_type) and "Sync" not in e.name]
     return len(events) / fills, sum(e.time_range.elapsed_us() for e in events) / fills

@@ -1,21 +1,27 @@
 """How calls are timed: host time between synchronizations, GPU time of many calls in one CUDA graph.
 
 Both take several calls that do the same on different tensors and make them in turn, so that no time rests on sources
-that are always the same.
+that are always the same. And what a machine's times depend on.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from itertools import cycle, islice, pairwise
+from pathlib import Path
 
 import torch
+
+from fused_copy._version import __version__
 
 Call = Callable[[], object]
 
@@ -43,6 +49,10 @@ class Timing:
     @property
     def p90(self) -> float:
         return self._quantile(0.9)
+
+    def plain(self) -> dict[str, float]:
+        """As JSON has it."""
+        return {name: round(getattr(self, name), 4) for name in ("median", "p10", "p90")}
 
     def _quantile(self, q: float) -> float:
         return sorted(self.samples)[round(q * (len(self.samples) - 1))]
@@ -148,3 +158,37 @@ def gc_off() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def machine(device: torch.device, commit: str | None) -> dict[str, str | None]:
+    """What times on this device depend on, for a results file; ``commit`` is the package's, where it is known."""
+    on_gpu = device.type == "cuda"
+    return {
+        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
+        "driver": _driver_version() if on_gpu else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "fused_copy": __version__,
+        "commit": commit,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _driver_version() -> str | None:
+    version = ctypes.create_string_buffer(96)
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    failed = nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(version, len(version))
+    return None if failed else version.value.decode()
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -6,12 +6,11 @@ import sys
 
 import pytest
 import torch
-from rich.console import Console
 
 import fused_copy
 from fused_copy import bench
-from fused_copy.__main__ import main
 from fused_copy.timing import Timing
+from fused_copy_cli import main
 
 HAS_GPU = torch.cuda.is_available()
 ON_CPU = ["slices + copy_", "_foreach_copy_", "torch.ops.fused_copy.replay", "fused_copy.replay", "plan.replay"]
@@ -34,7 +33,7 @@ def test_a_run_prints_writes_and_draws(monkeypatch, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert [line.split("  ")[0] for line in lines if line.startswith(tuple(WAYS))] == 2 * WAYS
-    assert any("without a GPU: copy.update + graph.replay(), launches, GPU times" in line for line in lines) != HAS_GPU
+    assert ("without a GPU: no copy.update, no launches, no GPU times" in lines) != HAS_GPU
     found = json.loads(path.read_text())
     assert found["complete"] and not found["quick"] and found["machine"]["torch"] == torch.__version__
     assert [(row["bs"], row["way"]) for row in found["rows"]] == [(bs, way) for bs in (2, 8) for way in WAYS]
@@ -74,13 +73,36 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys, timed):
     assert [line.split("  ")[0] for line in table.splitlines() if line.startswith(tuple(WAYS))] == kept
 
 
-def test_a_narrow_console_cuts_nothing_off():
-    rows = [bench.Row(64, way, 6, Timing((12.5,)), Timing((7.25,))) for way in (*ON_CPU, *bench.NEED_A_GPU)]
+def printed(width: int, rows: list[bench.Row], monkeypatch) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
     text = io.StringIO()
-    bench.show(Console(width=64, file=text), rows)
-    assert "…" not in text.getvalue() and max(map(len, text.getvalue().splitlines())) <= 64
-    assert text.getvalue().count("12.5-12.5") == text.getvalue().count("7.25") == len(rows)
-    assert "copy.update adds 0.00 us and no launch" in text.getvalue()
+    monkeypatch.setattr(sys, "stdout", text)
+    bench.show(bench.plain_console(), rows)
+    return text.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_console_cuts_nothing_off(width, monkeypatch):
+    rows = [
+        bench.Row(64, way, 6, Timing((12.5, 20990.0, 21000.0)), Timing((7.25,))) for way in (*ON_CPU, *bench.NEED_A_GPU)
+    ]
+    lines = printed(width, rows, monkeypatch)
+    text = "\n".join(lines)
+    assert "…" not in text and max(map(len, lines)) <= width
+    assert text.count("12.5-21000") == text.count("7.25") == len(rows)
+    assert "copy.update adds 0.00 us and no launch" in text
+    if width == 60:  # names are cut where words end
+        assert [line.split("  ")[0].strip() for line in lines if line.startswith(("torch.ops", " "))] == [
+            "torch.ops.", "fused_copy.replay", "graph.replay()", "alone",
+        ]  # fmt: skip
+    else:
+        assert [line.split("  ")[0] for line in lines[4:-1]] == [row.way for row in rows]
+
+
+def test_names_are_no_markup_and_empty_columns_are_left_out(monkeypatch):
+    lines = printed(80, [bench.Row(1, "x[:bs] in [bold] :rows:", None, Timing((2.0,)))], monkeypatch)
+    assert lines[-1].split() == ["x[:bs]", "in", "[bold]", ":rows:", "2.00", "2.00-2.00"]
+    assert lines[2].split() == ["way", "host", "us", "p10-p90"]
 
 
 @pytest.mark.parametrize("wrong", ["does nothing", "writes beside it"])
@@ -109,7 +131,9 @@ def test_a_wrong_way_fails_the_run(monkeypatch, tmp_path, capsys, wrong):
     ],
 )
 def test_refuses_before_it_measures(capsys, arguments, message):
-    assert main(["bench", *arguments]) == 2
+    with pytest.raises(SystemExit) as exit:
+        main(["bench", *arguments])
+    assert exit.value.code == 2
     assert message in capsys.readouterr().err
 
 

@@ -40,7 +40,8 @@ def installed() -> dict[str, bytes]:
     files = {path.as_posix(): path.read_binary() for path in kept if path.name not in added and path.parts[0] != ".."}
     if f"fused_copy/{Path(_C.__file__).name}" in files:
         return files
-    sources = (path for path in (ROOT / "fused_copy").rglob("*.*") if path.suffix not in (".pyc", ".so"))
+    found = (path for package in check_wheel.PACKAGES for path in package.rglob("*.*"))
+    sources = (path for path in found if path.suffix not in (".pyc", ".so"))
     package = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in (Path(_C.__file__), *sources)}
     return package | {name: content for name, content in files.items() if name.startswith(INFO)}
 
@@ -154,7 +155,7 @@ def test_what_an_editable_install_built_stays_out(tmp_path):
     pytest.importorskip("pybind11")
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
-    for name in ("csrc", "fused_copy", "tests"):
+    for name in ("csrc", "fused_copy", "fused_copy_cli", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name)
         (tmp_path / name / "_C.cpython-39-x86_64-linux-gnu.so").touch()
     command = [sys.executable, "setup.py", "sdist", "build_py", "--build-lib", "built"]
@@ -162,5 +163,6 @@ def test_what_an_editable_install_built_stays_out(tmp_path):
     with tarfile.open(next(tmp_path.glob("dist/*.tar.gz"))) as archive:
         names = archive.getnames()
     names += map(str, (tmp_path / "built").rglob("*"))
-    assert sum(name.endswith("fused_copy/ops.py") for name in names) == 2
+    for file in ("fused_copy/ops.py", "fused_copy_cli/environment.py"):
+        assert sum(name.endswith(file) for name in names) == 2
     assert not [name for name in names if name.endswith(".so")]

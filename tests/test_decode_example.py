@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -103,3 +105,18 @@ def test_command_line(tmp_path):
     results = json.loads((tmp_path / "out.json").read_text())
     assert results["machine"]["gpu"] is None and len(results["rows"]) == 4
     assert results["script_sha256"] == hashlib.sha256((EXAMPLES / "decode.py").read_bytes()).hexdigest()
+
+
+def test_progress_and_sizes_on_a_terminal(tmp_path):
+    """At the sizes for a CPU, which must not take minutes."""
+    terminal, end = pty.openpty()
+    command = [sys.executable, EXAMPLES / "decode.py", "--device", "cpu", "--ways", "plan", "--steps", "30"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"TERM": "xterm"}, stdout=end, stderr=end)
+    os.close(end)
+    shown = b""
+    with suppress(OSError):  # the terminal's end
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert process.wait(timeout=300) == 0
+    assert all(part in shown for part in (b" 33%", b" 67%", b"30 steps of up to 8 requests"))

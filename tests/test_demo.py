@@ -1,14 +1,17 @@
 """The demo and its decode loop, on the CPU: the loop's invariants, and that the demo notices a wrong copy."""
 
-import importlib.metadata
+import json
+import re
 from itertools import islice
 
 import pytest
 import torch
 
 import fused_copy
-from fused_copy.__main__ import main
+from fused_copy import demo
 from fused_copy.decode import DUMMY_SLOT, DecodeLoop, capture_buffers, capture_sizes, copy_each
+from fused_copy.demo import Cost, Result
+from fused_copy_cli import main
 
 NAMES = ["input_ids", "out_loc", "cu_seqlens_k", "positions", "seq_lens", "page_table"]
 
@@ -97,17 +100,82 @@ def test_copy_each_fills_the_corners_alone():
         assert (buffers[name][outside] == -7).all()
 
 
-def demo(steps: int = 20) -> int:
-    return main(["--device", "cpu", "--steps", str(steps)])
+def run_demo(*arguments: str) -> int:
+    return main(["--device", "cpu", "--steps", "20", *arguments])
 
 
-def test_demo_passes(capsys):
-    assert demo() == 0
+def test_without_a_gpu_it_says_what_was_checked_and_no_times(capsys, tmp_path):
+    path = tmp_path / "demo.json"
+    assert run_demo("--json", str(path)) == 0
     out = capsys.readouterr().out
+    said = " ".join(out.split())
     assert "step 20/20" in out
-    assert "every step matched" in out
-    calls = {line[:17]: int(line[17:].split()[0]) for line in out.splitlines()[-3:-1]}
-    assert calls["torch's operators"] > 15 and calls["fused_copy.replay"] == 1
+    assert "Checked: 20 steps, bs " in said and "each byte of the buffers of fused_copy.replay and plan.replay" in said
+    assert all(f"\n{name} " in out for name in NAMES)
+    assert "There are no times here, as they mean something on a GPU only" in said
+    assert not re.search(r"ratio|\dx\b|\bus\b", out)
+    assert max(map(len, out.splitlines())) <= 80
+    found = json.loads(path.read_text())
+    assert found["steps"] == 20 and found["machine"]["torch"] == torch.__version__
+    assert [cost["way"] for cost in found["costs"]] == ["torch's operators", "fused_copy.replay", "plan.replay"]
+    calls = [cost["calls"] for cost in found["costs"]]
+    assert calls[0] > 15 and calls[1:] == [1, 1]
+    assert f"Python makes {calls[0]} calls of torch's operators, or one of fused_copy.replay or plan.replay" in said
+
+
+def cost(way: str, calls: int, launches: float | None, us: float, gpu_us: float | None) -> Cost:
+    return Cost(way, calls, launches, {"median": us, "p10": us - 1, "p90": us + 10}, gpu_us)
+
+
+def on_gpu(*costs: Cost) -> Result:
+    return Result({"gpu": "some GPU", "torch": "2.11.0"}, 500, 259, (1, 64), (142, 1513), costs)
+
+
+def test_on_a_gpu_it_says_what_each_way_costs():
+    text = demo.conclusion(
+        on_gpu(
+            cost("torch's operators", 24, 14.0, 180.34, 12.3),
+            cost("fused_copy.replay", 1, 1.0, 9.1, 3.2),
+            cost("plan.replay", 1, 1.0, 7.0, 3.15),
+        )
+    )
+    rows = [line.split() for line in text.splitlines()]
+    assert ["torch's", "operators", "24", "14", "180.3", "179.3-190.3", "1.0x", "12.30", "1.0x"] in rows
+    assert ["fused_copy.replay", "1", "1", "9.1", "8.1-19.1", "19.8x", "3.20", "3.8x"] in rows
+    assert ["plan.replay", "1", "1", "7.0", "6.0-17.0", "25.8x", "3.15", "3.9x"] in rows
+    said = " ".join(text.split())
+    assert "medians over the steps" in said and "Checked: 500 steps, bs 1 to 64" in said
+    assert "plan.replay is 1 call, 1 launch and 7.0 us of the host; torch's operators are 24 calls, 14 launches" in said
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_a_way_costs_on_a_gpu(monkeypatch):
+    """Over all steps but the first tenth, which load what they use."""
+    loop = small_loop()
+    way, step = demo.Way(demo.PLAN, loop), next(loop)
+    assert way.cost(step) == Cost("plan.replay", 1)
+    way.graphs = {step.bs: None}
+    way.host_us = [1000.0, 1000.0, *map(float, range(18))]
+    filled = []
+    monkeypatch.setattr(demo, "_gpu_cost", lambda fill, step: filled.append(fill) or (1.0, 2.5))
+    assert way.cost(step) == Cost("plan.replay", 1, 1.0, {"median": 8.5, "p10": 2.0, "p90": 15.0}, 2.5)
+    assert filled == [way.fill]
+
+
+def test_a_profiler_that_sees_nothing_of_the_gpu():
+    costs = [cost(way, calls, 0.0, us, 0.0) for way, calls, us in (("a", 24, 8.0), ("b", 1, 4.0), ("c", 1, 2.0))]
+    text = demo.conclusion(on_gpu(*costs))
+    assert ["c", "1", "2.0", "1.0-12.0", "4.0x"] in [line.split() for line in text.splitlines()]
+    assert "c is 1 call and 2.0 us of the host; a are 24 calls and 8.0 us." in " ".join(text.split())
+
+
+@pytest.mark.parametrize(("gpu", "how"), [("some GPU", "replaying a CUDA graph, one of 5"), (None, "eagerly on this")])
+def test_it_begins_with_what_a_step_is(gpu, how):
+    text = demo.introduction({"gpu": gpu, "cpu": "some CPU", "torch": "2.11.0"}, small_loop())
+    assert text.startswith(f"{gpu or 'some CPU'}, torch 2.11.0\n")
+    assert how in " ".join(text.split())
+    assert [line.split()[0] for line in text.splitlines()[-7:-1]] == NAMES
+    assert max(map(len, text.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("skipped", NAMES)
@@ -120,10 +188,10 @@ def test_demo_notices_a_skipped_tensor(monkeypatch, capsys, skipped):
         replay({name: dst[name] for name in kept}, {name: src[name] for name in kept})
 
     monkeypatch.setattr(fused_copy, "replay", sabotaged)
-    assert demo() == 1
+    assert run_demo() == 1
     out = capsys.readouterr().out
-    assert "step 3 " in out and f"{skipped} is not its source" in out
-    assert "every step matched" not in out
+    assert "step 3 " in out and f"fused_copy.replay: {skipped} is not its source" in out
+    assert "Checked" not in out
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,8 +203,18 @@ def test_demo_notices_a_write_outside_the_corner(monkeypatch, capsys, name):
         dst[name].view(-1)[-1] = 0
 
     monkeypatch.setattr(fused_copy, "replay", sabotaged)
-    assert demo() == 1
+    assert run_demo() == 1
     assert f"{name} changed outside the leading corner: 0 instead of" in capsys.readouterr().out
+
+
+def test_demo_notices_a_wrong_plan(monkeypatch, capsys):
+    class Sabotaged(fused_copy.Plan):
+        def __init__(self, buffers):
+            super().__init__(buffers | {"out_loc": buffers["out_loc"].clone()})
+
+    monkeypatch.setattr(fused_copy, "Plan", Sabotaged)
+    assert run_demo() == 1
+    assert "plan.replay: out_loc is not its source" in capsys.readouterr().out
 
 
 def test_ctrl_c_is_quiet(monkeypatch, capsys):
@@ -144,13 +222,8 @@ def test_ctrl_c_is_quiet(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fused_copy, "replay", interrupted)
-    assert demo() == 130
+    assert run_demo() == 130
     assert capsys.readouterr().err == ""
-
-
-def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"fused-copy {importlib.metadata.version('fused-copy')}\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from types import SimpleNamespace
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 import fused_copy
-from fused_copy import _library, environment
-from fused_copy.__main__ import main
-from fused_copy.environment import Binary, Driver, Environment, Gpu
+from fused_copy import _library
+from fused_copy_cli import environment, main
+from fused_copy_cli.environment import Binary, Driver, Environment, Gpu
 
 H200 = Gpu("NVIDIA H200", (9, 0), 150 << 30)
 BINARY = Binary(True, (12, 9), (75, 80, 86, 89, 90, 100, 120), (100,))
@@ -43,6 +44,16 @@ def test_prints_what_a_bug_report_needs(capsys, monkeypatch):
     assert {"OS", "libc", "driver"} < facts.keys()
     assert "not for a bug report" not in out
     assert status == ("wrong: " in out)
+
+
+def test_json_has_the_same(capsys):
+    status = main(["env"])
+    lines = capsys.readouterr().out.splitlines()
+    assert main(["env", "--json"]) == status
+    found = json.loads(capsys.readouterr().out)
+    assert [f"{name:<20} {text}" for name, text in found["facts"].items()] + [
+        f"wrong: {problem}" for problem in found["wrong"]
+    ] == lines
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -83,6 +94,12 @@ def test_the_first_run_says_that_a_build_has_no_gpu_code(monkeypatch, capsys, co
     out, err = capsys.readouterr()
     assert err == f"fused-copy: {environment.NO_GPU_CODE}\n"
     assert "cpu" in out.lower()
+
+
+def test_an_import_that_failed_comes_first():
+    found = problems(binary=None, import_error="no torch", driver=Driver("580.10", error="cuInit: unknown error (999)"))
+    assert found == ["no torch", "the NVIDIA driver does not work: cuInit: unknown error (999)"]
+    assert problems(binary=None, import_error="no torch") == ["no torch"]
 
 
 def test_driver_too_old():

@@ -135,8 +135,8 @@ WITHOUT = """
         raise AssertionError("not refused")
     print(repr(plan))
     print(missing)
-    from fused_copy import environment
-    environment.run()
+    from fused_copy_cli import environment
+    environment.run(as_json=False)
 """
 
 

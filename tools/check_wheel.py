@@ -21,7 +21,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "fused_copy"
+PACKAGES = [ROOT / "fused_copy", ROOT / "fused_copy_cli"]
 MAX_BYTES = 2_000_000
 MACHINE_CODE = [75, 80, 86, 89, 90, 100, 120]
 PTX = [100]
@@ -54,8 +54,9 @@ def problems(wheel: Path, cpu_only: bool, platform: str | None) -> Iterator[str]
 
 def file_problems(files: dict[str, bytes]) -> Iterator[str]:
     info = next(name.split("/")[0] for name in files if name.endswith(".dist-info/METADATA"))
-    paths = (path for pattern in ("*.py", "*.pyi", "py.typed") for path in PACKAGE.rglob(pattern))
-    sources = {str(path.relative_to(PACKAGE.parent)): path.read_bytes() for path in paths}
+    patterns = ("*.py", "*.pyi", "py.typed")
+    paths = (path for package in PACKAGES for pattern in patterns for path in package.rglob(pattern))
+    sources = {str(path.relative_to(ROOT)): path.read_bytes() for path in paths}
     metadata_files = ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
     expected = sources.keys() | {f"{info}/{name}" for name in metadata_files}
     binaries = {name for name in files if fnmatch(name, "fused_copy/_C.*.so")}
@@ -83,7 +84,7 @@ def file_problems(files: dict[str, bytes]) -> Iterator[str]:
         ("requires Python", metadata["Requires-Python"], ">=3.10"),
         ("has the licence", metadata["License-Expression"], "Apache-2.0"),
         ("names the licence files", metadata.get_all("License-File"), ["LICENSE"]),
-        ("is of version", metadata["Version"], runpy.run_path(str(PACKAGE / "_version.py"))["__version__"]),
+        ("is of version", metadata["Version"], runpy.run_path(str(PACKAGES[0] / "_version.py"))["__version__"]),
     ):
         if found != wanted:
             yield f"{what} {found}: expected {wanted}"

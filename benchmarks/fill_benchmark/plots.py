@@ -101,7 +101,9 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
             panels[0].invert_yaxis()
             save(figure, STEP_PICTURE)
     for name, axis in AXES.items():
-        if not any(_curve(rows, metric, axis, way) for metric in METRICS for way in axis.ways):
+        curves = {metric: {way: _curve(rows, metric, axis, way) for way in axis.ways} for metric in METRICS}
+        metrics = [metric for metric in METRICS if any(curves[metric].values())]
+        if not metrics:
             continue
         colors = iter(pyplot.get_cmap("tab20").colors)  # type: ignore[attr-defined]
         strong_colors = iter(pyplot.get_cmap("Set1").colors)  # type: ignore[attr-defined]
@@ -112,16 +114,17 @@ def draw(results_file: Path, folder: Path) -> list[Path]:
             for way in axis.ways
         }
         with pyplot.rc_context(STYLE | {"font.size": 8}):
-            figure, panels = pyplot.subplots(1, len(METRICS), figsize=(10, 4.2), layout="constrained")
+            size = (10, 4.2) if len(metrics) > 1 else (6.5, 4.2)
+            figure, panels = pyplot.subplots(1, len(metrics), squeeze=False, figsize=size, layout="constrained")
             lines = {}
-            for panel, (metric, y_label) in zip(panels, METRICS.items(), strict=True):
-                curves = {way: _curve(rows, metric, axis, way) for way in axis.ways}
-                for way, curve in curves.items():
+            for panel, metric in zip(panels[0], metrics, strict=True):
+                for way, curve in curves[metric].items():
                     if curve:
                         x, y = zip(*curve, strict=True)
                         lines[way] = panel.plot(x, y, marker="o", markersize=3, **styles[way])[0]
-                panel.set(xscale="log", yscale="log", xlabel=axis.label, ylabel=y_label)
-                panel.set_xticks(measured := sorted({x for curve in curves.values() for x, _ in curve}), measured)
+                panel.set(xscale="log", yscale="log", xlabel=axis.label, ylabel=METRICS[metric])
+                measured = sorted({x for curve in curves[metric].values() for x, _ in curve})
+                panel.set_xticks(measured, measured)
                 panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
                 panel.yaxis.set_major_formatter("{x:g}")
                 for line in (panel.xaxis, panel.yaxis):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from fill_benchmark.peers import CONTIGUOUS, PEERS, SIX_COPIES
 from fill_benchmark.sources import ROWS, VALUES
+from fused_copy.bench import format_ratio, format_us, print_table
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Results:
     """One run. A ``quick`` one shows that everything works, not how fast it is. ``seconds`` are those of each section.
+    One that is not ``complete`` was stopped.
 
     ``answers`` are facts drawn from the rows, by the question that they answer; ``package`` what the targets ask of the
     package itself: ``import_ms``, ``wheel_mb`` and ``build_seconds``, as far as they are known.
@@ -68,6 +71,7 @@ class Results:
     answers: dict[str, list[str]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     package: dict[str, float] = field(default_factory=dict)
+    complete: bool = True
 
 
 def serialize(results: Results) -> str:
@@ -97,66 +101,52 @@ def read(path: Path) -> Results:
 
 def print_machine(console: Console, machine: dict[str, str | None]) -> None:
     """Print the machine's facts."""
-    console.print(", ".join(f"{key} {value}" for key, value in machine.items() if value), highlight=False)
+    console.print(", ".join(f"{key} {value}" for key, value in machine.items() if value))
 
 
 def print_peers(console: Console) -> None:
     """Print every way's name and what it is."""
-    table = Table.grid(padding=(0, 2))
     for name, factory in (PEERS | VALUES | ROWS).items():
-        table.add_row(name, (factory.__doc__ or "").partition("\n")[0].replace("``", ""))
-    console.print(table, "")
+        # Docstrings are reStructuredText.
+        what = re.sub(r":\w+:`([^`]*)`|``", r"\1", (factory.__doc__ or "").partition("\n")[0])
+        console.print(name, style="bold")
+        console.print(Padding(what, (0, 0, 0, 2)))
+    console.print()
 
 
 def print_point(console: Console, rows: Sequence[Row]) -> None:
     """Print what one metric of one point is for every way, with the spread and the ratios to the two yardsticks."""
     first = rows[0]
     medians = {(row.case, row.peer): row.median for row in rows}
+    slices, contiguous = ([medians.get((row.case, way)) for row in rows] for way in (SIX_COPIES, CONTIGUOUS))
+    columns = {
+        "way": [f"{row.case}: {row.peer}" if row.case else row.peer for row in rows],
+        "launches": ["" if row.launches is None else str(row.launches) for row in rows],
+        f"{first.metric}\nus": [format_us(row.median) for row in rows],
+        "p10-p90": [f"{format_us(row.p10)}-{format_us(row.p90)}" for row in rows],
+        "vs\nslices": [format_ratio(us / row.median) if us else "" for us, row in zip(slices, rows, strict=True)],
+        "of one\ncopy": [format_ratio(row.median / us) if us else "" for us, row in zip(contiguous, rows, strict=True)],
+    }
     point = ", ".join(f"{key} {value}" for key, value in first.point.items())
-    title = f"{first.section}: {first.workload}, {point}, {first.bytes:,} bytes"
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    labels = [f"{row.case}: {row.peer}" if row.case else row.peer for row in rows]
-    table.add_column("way", min_width=max(map(len, labels)), no_wrap=True)
-    for name in ("launches", f"{first.metric} us", "p10-p90", "vs slices", "of contiguous"):
-        table.add_column(name, justify="right")
-    for label, row in zip(labels, rows, strict=True):
-        slices, contiguous = medians.get((row.case, SIX_COPIES)), medians.get((row.case, CONTIGUOUS))
-        table.add_row(
-            label,
-            "" if row.launches is None else str(row.launches),
-            f"{row.median:.2f}",
-            f"{row.p10:.2f}-{row.p90:.2f}",
-            f"{slices / row.median:.2f}x" if slices else "",
-            f"{row.median / contiguous:.2f}x" if contiguous else "",
-        )
-    console.print(table, "")
+    print_table(console, f"{first.section}: {first.workload}, {point}, {first.bytes:,} bytes", columns, style="bold")
 
 
 def print_answers(console: Console, answers: dict[str, list[str]]) -> None:
     """Print the questions with what the run says to them."""
     for question, lines in answers.items():
-        console.print(question, style="bold")
+        console.print(f"\n{question}", style="bold")
         for line in lines:
-            console.print(f"  {line}", highlight=False)
-    console.print()
+            console.print(Padding(line, (0, 0, 0, 2)))
 
 
 def print_targets(console: Console, verdicts: Sequence[Verdict]) -> None:
     """Print every target's figures, what they should be, and whether they are."""
-    table = Table(title="targets", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-    for name in ("", "figure", "target", "measured", "", "worst at", "why"):
-        table.add_column(name, justify="right" if name in ("target", "measured") else "left")
+    table = Table.grid(padding=(0, 1))
     words = {True: "met", False: "MISSED", None: ""}
     for verdict in verdicts:
-        measured = "" if verdict.measured is None else f"{verdict.measured:.2f}"
-        row = (
-            verdict.target,
-            verdict.figure,
-            verdict.condition,
-            measured,
-            words[verdict.met],
-            verdict.at,
-            verdict.limit,
-        )
-        table.add_row(*row, style="red" if verdict.met is False else None)
-    console.print(table, "")
+        measured = "not measured" if verdict.measured is None else f"{verdict.measured:.2f}"
+        text = f"{verdict.figure}: {measured} ({verdict.condition})"
+        text += "".join(f"; {part}" for part in (verdict.at, verdict.limit) if part)
+        table.add_row(verdict.target, words[verdict.met], text, style="red" if verdict.met is False else None)
+    console.print("\ntargets", style="bold")
+    console.print(table)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from import_time import import_ms
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fill_benchmark import native, report
 from fill_benchmark.answers import answer
 from fill_benchmark.sections import ON_CPU, SECTIONS, measure
 from fill_benchmark.targets import evaluate
-from fused_copy.bench import WrongResult
-from fused_copy.environment import machine
+from fused_copy.bench import WrongResult, plain_console
+from fused_copy.timing import machine
 
 IMPORT = "import"
 """The section that times no calls, but ``import fused_copy``."""
@@ -52,12 +52,12 @@ def run(
     if plot and not plot.is_dir():
         return _refuse(f"--plot: there is no directory {plot}")
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = plain_console()
     facts = machine(device, commit)
     report.print_machine(console, facts)
     report.print_peers(console)
     # The bar is drawn between points alone: a thread that did it would compete with the host times for the interpreter.
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console, auto_refresh=False, disable=not console.is_terminal)
     rows: list[report.Row] = []
     seconds: dict[str, float] = {}
@@ -66,12 +66,14 @@ def run(
         package["wheel_mb"] = wheel.stat().st_size / 1e6
     if build_seconds:
         package["build_seconds"] = build_seconds
-    if IMPORT in sections:
-        start = time.perf_counter()
-        # Whatever else the machine does only adds to a sample.
-        package["import_ms"] = min(import_ms(1 if quick else 9)[1])
-        seconds[IMPORT] = round(time.perf_counter() - start, 1)
+    left_out = cache(lambda names, reason: console.print(f"\nleft out ({reason}): {names}"))
+    complete = True
     try:
+        if IMPORT in sections:
+            start = time.perf_counter()
+            # Whatever else the machine does only adds to a sample.
+            package["import_ms"] = min(import_ms(1 if quick else 9)[1])
+            seconds[IMPORT] = round(time.perf_counter() - start, 1)
         with torch.inference_mode(), _own_stream(device), progress:
             if device.type == "cuda":
                 start = time.perf_counter()
@@ -79,27 +81,30 @@ def run(
                 seconds["compile"] = round(time.perf_counter() - start, 1)
             for name in (name for name in SECTIONS if name in sections):
                 start = time.perf_counter()
-                rows += _run_section(name, device, quick, progress)
+                _run_section(name, device, quick, progress, left_out, rows)
                 seconds[name] = round(time.perf_counter() - start, 1)
     except WrongResult as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        complete = False
+        console.print("\nstopped; what was measured until then:")
     verdicts = evaluate(rows, package) if device.type == "cuda" else []  # the targets are a GPU's
-    results = report.Results(facts, quick, rows, verdicts, answer(rows), seconds, package)
+    results = report.Results(facts, quick, rows, verdicts, answer(rows), seconds, package, complete)
     report.print_answers(console, results.answers)
     if verdicts:
         report.print_targets(console, verdicts)
     if package:
         measured = ", ".join(f"{name} {value:.2f}" for name, value in package.items())
-        console.print(f"package: {measured}", highlight=False)
-    console.print("seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()), highlight=False)
+        console.print(f"\npackage: {measured}")
+    console.print("\nseconds: " + ", ".join(f"{name} {took:.0f}" for name, took in seconds.items()))
     text = report.serialize(results)
     if json:
         json.write_text(text)
         print(f"wrote {json}")
     if plot:
         _draw(text, json, plot)
-    return 0
+    return 0 if complete else 130
 
 
 def _own_stream(device: torch.device) -> AbstractContextManager[object]:
@@ -107,16 +112,22 @@ def _own_stream(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext()
 
 
-def _run_section(name: str, device: torch.device, quick: bool, progress: Progress) -> list[report.Row]:
+def _run_section(
+    name: str,
+    device: torch.device,
+    quick: bool,
+    progress: Progress,
+    left_out: Callable[[str, str], object],
+    rows: list[report.Row],
+) -> None:
+    """Adds each point's rows to ``rows`` once it is measured."""
     section = SECTIONS[name](device, quick)
-    rows: list[report.Row] = []
     for make_point in progress.track(section.points, description=name):
         progress.refresh()
-        point = measure(name, section.metrics, make_point(), quick=quick, profiled=section.profiled)
+        point = measure(name, section.metrics, make_point(), quick=quick, profiled=section.profiled, left_out=left_out)
         for _, of_metric in groupby(point, key=lambda row: row.metric):
             report.print_point(progress.console, list(of_metric))
         rows += point
-    return rows
 
 
 def _draw(text: str, json: Path | None, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 
 import torch
 
@@ -353,9 +353,23 @@ def _pick(*names: str) -> dict[str, Factory]:
     return {name: PEERS[name] for name in names}
 
 
-def measure(section: str, metrics: Sequence[str], cases: Cases, *, quick: bool, profiled: bool = False) -> list[Row]:
-    """Check every way of every case, then time them in turn, over and over, so that drift meets all of them alike."""
-    peers = [(workload, name, peer) for workload in cases for name, peer in _checked(workload)]
+def measure(
+    section: str,
+    metrics: Sequence[str],
+    cases: Cases,
+    *,
+    quick: bool,
+    profiled: bool = False,
+    left_out: Callable[[str, str], object] = lambda names, reason: None,
+) -> list[Row]:
+    """Check every way of every case, then time them in turn, over and over, so that drift meets all of them alike.
+
+    ``left_out`` gets the names of ways that cannot be run, those of one reason together.
+    """
+    cannot: dict[str, list[str]] = {}
+    peers = [(workload, name, peer) for workload in cases for name, peer in _checked(workload, cannot)]
+    for reason, names in cannot.items():
+        left_out("; ".join(dict.fromkeys(names)), reason)
     count_launches = "host" in metrics or "gpu" in metrics
     counts = [
         launches(peer.calls[0]) if count_launches and _on_gpu(peer) and peer.capturable else peer.launches
@@ -392,12 +406,12 @@ def measure(section: str, metrics: Sequence[str], cases: Cases, *, quick: bool, 
     return rows
 
 
-def _checked(workload: Workload) -> Iterable[tuple[str, Peer]]:
+def _checked(workload: Workload, cannot: dict[str, list[str]]) -> Iterable[tuple[str, Peer]]:
     for name, factory in workload.ways.items():
         try:
             peer = factory(workload.buffers, workload.sets)
         except Unavailable as reason:
-            _left_out(name, str(reason))
+            cannot.setdefault(str(reason), []).append(name)
             continue
         check(_title(workload, name), peer)
         yield name, peer
@@ -421,11 +435,6 @@ def _timer(
         check_replay = partial(check_call, f"{_title(workload, name)}, in a graph", peer, sources=peer.sets[-1])
         return partial(gpu_timer(peer.calls, per_graph=per_graph, check=check_replay), 5 if quick else 8)
     return partial(loop_us, peer.calls, steps=20 if quick else 300, every_step=metric == "latency")
-
-
-@cache
-def _left_out(name: str, reason: str) -> None:
-    print(f"left out: {name}: {reason}")
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,9 +1,13 @@
 """The project's benchmark: that it runs, and that no wrong peer is timed. Not how fast anything is."""
 
+import io
 import json
+import re
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +15,7 @@ import pytest
 import torch
 
 import fused_copy
-from fill_benchmark import answers, peers, report, sections, steps, targets
+from fill_benchmark import answers, peers, plots, report, sections, steps, targets
 from fill_benchmark.model import small_model
 from fill_benchmark.native import Unavailable
 from fill_benchmark.peers import (
@@ -26,10 +30,11 @@ from fill_benchmark.peers import (
     Peer,
     check,
 )
-from fill_benchmark.sources import ARRAYS, LISTS, PINNED, PLAN_ROWS, UPDATE_LISTS
+from fill_benchmark.sources import ARRAYS, LISTS, PINNED, PLAN_ROWS, ROWS, UPDATE_LISTS, VALUES
 from fused_copy import timing
-from fused_copy.bench import WrongResult
+from fused_copy.bench import WrongResult, plain_console
 from fused_copy.decode import capture_buffers
+from readme_table import newest
 from run import main
 
 HAS_GPU = torch.cuda.is_available()
@@ -116,6 +121,84 @@ def test_quick_gpu_run(tmp_path):
     assert all(any(part in text for part in not_here) for text in unmeasured)
     drawn = ("batch-size", "page-table-width", "tensors", "values")
     assert {picture.name for picture in tmp_path.glob("*.svg")} == {f"{path.stem}-{name}.svg" for name in drawn}
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys, points):
+    measure, left = sections.measure, [points]
+
+    def interrupted(*arguments, **options):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr("fill_benchmark.runner.measure", interrupted)
+    path = tmp_path / "results.json"
+    assert main(["--section", "scale", "--quick", "--json", str(path), "--plot", str(tmp_path)]) == 130
+    results = report.read(path)
+    assert not results.complete
+    assert len({str(row.point) for row in results.rows}) == points
+    assert "stopped; what was measured until then" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.svg"))) == points
+    with pytest.raises(ValueError, match="no results file"):
+        newest(tmp_path)
+
+
+def test_any_part_of_a_run_can_be_evaluated(full_rows):
+    for end in range(0, len(full_rows), 97):
+        targets.evaluate(full_rows[:end], {})
+        answers.answer(full_rows[:end])
+
+
+def test_ways_that_cannot_run_are_named_in_one_line_for_each_reason(monkeypatch, capsys):
+    def needs_a_gpu(buffers, sets):
+        raise Unavailable("it needs a GPU")
+
+    cannot = {"a [bold] way": needs_a_gpu, "b": needs_a_gpu}
+    left_out = []
+    workload = replace(sections.dense_pairs(2, torch.device("cpu")), ways=cannot | {REPLAY: PEERS[REPLAY]})
+    rows = sections.measure("scale", ["host"], [workload], quick=True, left_out=lambda *said: left_out.append(said))
+    assert [row.peer for row in rows] == [REPLAY]
+    assert left_out == [("a [bold] way; b", "it needs a GPU")]
+
+    monkeypatch.setitem(PEERS, "a [bold] way", needs_a_gpu)
+    monkeypatch.setitem(PEERS, "b", needs_a_gpu)
+    monkeypatch.setenv("COLUMNS", "2000")
+    assert main(["--section", "scale", "--quick"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "it needs a GPU" in line]
+    assert len(lines) == 1 and "a [bold] way; b" in lines[0]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_tables_are_readable_on_narrow_consoles(monkeypatch, width, full_rows):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", text)
+    console = plain_console()
+    report.print_peers(console)
+    measured = [replace(row, median=20990.0, p10=12.0, p90=23999.0, launches=6) for row in full_rows]
+    points = [list(rows) for _, rows in groupby(measured, key=lambda row: (row.section, row.metric, str(row.point)))]
+    for rows in points:
+        report.print_point(console, rows)
+    report.print_answers(console, answers.answer(full_rows))
+    verdicts = targets.evaluate(full_rows, PACKAGE)
+    report.print_targets(console, verdicts)
+    printed = text.getvalue()
+    assert "…" not in printed and max(map(len, printed.splitlines())) <= width
+    assert printed.count("12.0-23999") == len(measured)
+    assert {*PEERS, *VALUES, *ROWS} <= set(printed.splitlines())
+    assert not re.search(r":\w+:`|``", printed)
+    assert printed.count("MISSED") == sum(verdict.met is False for verdict in verdicts)
+
+
+def test_only_measured_metrics_have_a_panel(tmp_path, full_rows):
+    for metrics, labels in ((("host",), 1), (("host", "gpu"), 2)):
+        rows = [row for row in full_rows if row.metric in metrics]
+        path = tmp_path / f"{len(metrics)}.json"
+        path.write_text(report.serialize(report.Results({"date": "2026"}, False, rows)))
+        for picture in plots.draw(path, tmp_path):
+            assert picture.read_text().count("us per call") == labels
 
 
 @pytest.mark.parametrize(

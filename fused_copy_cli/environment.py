@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import platform
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from fused_copy import _library, _version, backends
+from fused_copy_cli import PACKAGE, version
 
 Version = tuple[int, int]
 
@@ -57,24 +55,37 @@ class Binary:
 
 @dataclass(frozen=True)
 class Environment:
-    """The facts that decide whether fused-copy works here."""
+    """The facts that decide whether fused-copy works here. No ``binary`` where the package's import failed: why."""
 
-    binary: Binary
-    driver: Driver = field(default_factory=Driver)
-    torch_version: str = torch.__version__
-    torch_cuda: str | None = torch.version.cuda
+    binary: Binary | None
+    driver: Driver
+    torch_version: str | None
+    torch_cuda: str | None = None
     torch_sees_gpus: bool = False
+    import_error: str | None = None
 
     @classmethod
     def here(cls) -> Environment:
-        return cls(installed_binary(), installed_driver(), torch_sees_gpus=torch.cuda.is_available())
+        driver = installed_driver()
+        try:
+            from fused_copy import _library as _library
+        except Exception as error:  # whatever keeps torch or the package from loading is what is asked for
+            known = getattr(error, "name", None) == "fused_copy"
+            text = str(error) if known else f"import fused_copy: {type(error).__name__}: {error}"
+            version = getattr(sys.modules.get("torch"), "__version__", None)
+            return cls(None, driver, version, import_error=text)
+        import torch
+
+        return cls(installed_binary(), driver, torch.__version__, torch.version.cuda, torch.cuda.is_available())
 
     def problems(self) -> Iterator[str]:
-        """What keeps GPU tensors from being copied, one sentence each; nothing where there is no GPU."""
+        """What keeps tensors, or GPU tensors where there is a GPU, from being copied, one sentence each."""
         driver, binary = self.driver, self.binary
+        if self.import_error:
+            yield self.import_error
         if driver.error:
             yield f"the NVIDIA driver does not work: {driver.error}"
-        if not driver.gpus:
+        if binary is None or not driver.gpus:
             return
         build = f"torch {self.torch_version}, a build for {f'CUDA {self.torch_cuda}' if self.torch_cuda else 'no CUDA'}"
         if self.torch_cuda is None:
@@ -117,6 +128,8 @@ def uncovered(capability: Version, binary: Binary, driver_cuda: Version) -> str 
 
 
 def installed_binary() -> Binary:
+    from fused_copy import _library
+
     info = _library._C.build_info
     if info is None:
         return Binary(False)
@@ -161,58 +174,51 @@ def _gpu(cuda: ctypes.CDLL, index: int) -> Gpu:
 
 def registered_by() -> str:
     """Which code registered the op: the binary, or Python where torch's stable ABI lacks what it needs."""
+    import torch
+
     where = re.search(r"debug: registered at .*\.cpp:\d+", torch._C._dispatch_dump("fused_copy::replay"))
     return "C++, through torch's stable ABI" if where else "Python"
 
 
-def machine(device: torch.device, commit: str | None) -> dict[str, str | None]:
-    """What times on this device depend on, for a results file; ``commit`` is the package's, where it is known."""
-    on_gpu = device.type == "cuda"
-    return {
-        "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
-        "driver": _driver_version() if on_gpu else None,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "fused_copy": _version.__version__,
-        "commit": commit,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _driver_version() -> str | None:
-    version = ctypes.create_string_buffer(96)
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return None
-    failed = nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(version, len(version))
-    return None if failed else version.value.decode()
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def run() -> int:
+def run(*, as_json: bool) -> int:
     """Print the environment, then its problems; 1 if there are any."""
     environment = Environment.here()
-    for name, text in _lines(environment):
+    facts, problems = dict(_facts(environment)), list(environment.problems())
+    if as_json:
+        print(json.dumps({"facts": facts, "wrong": problems}, indent=1))
+        return bool(problems)
+    for name, text in facts.items():
         print(f"{name:<20} {text}")
-    problems = list(environment.problems())
     for problem in problems:
         print(f"wrong: {problem}")
     return bool(problems)
 
 
-def _lines(environment: Environment) -> Iterator[tuple[str, str]]:
-    binary, driver = environment.binary, environment.driver
-    yield "fused-copy", f"{_version.__version__}, {Path(__file__).parent}"
+def _facts(environment: Environment) -> Iterator[tuple[str, str]]:
+    yield "fused-copy", f"{version()}, {PACKAGE}"
+    if environment.binary is None:
+        yield "binary", f"not loaded, of {', '.join(sorted(path.name for path in PACKAGE.glob('_C.*.so'))) or 'none'}"
+        yield "torch", environment.torch_version or "not loaded"
+    else:
+        yield from _loaded_facts(environment, environment.binary)
+    threading = "free-threaded" if sysconfig.get_config_var("Py_GIL_DISABLED") else "with GIL"
+    yield "Python", f"{platform.python_version()} {threading}, {sys.executable}"
+    yield "OS", f"{_os_name()}, {platform.system()} {platform.release()} {platform.machine()}"
+    yield "libc", " ".join(platform.libc_ver()) or "unknown"
+    driver = environment.driver
+    cuda = f"runs CUDA up to {_dotted(driver.cuda)}" if driver.cuda else "no libcuda"
+    yield "driver", ", ".join(filter(None, [driver.release or "no kernel module", cuda]))
+    for index, gpu in enumerate(driver.gpus):
+        memory = f"{gpu.bytes / 2**30:.1f} GiB"
+        yield f"GPU {index}", f"{gpu.name}, compute capability {_dotted(gpu.capability)}, {memory}"
+    for name in sorted(os.environ):
+        if name.startswith("FUSED_COPY_") or name in ("CUDA_VISIBLE_DEVICES", "LD_PRELOAD"):
+            yield name, os.environ[name]
+
+
+def _loaded_facts(environment: Environment, binary: Binary) -> Iterator[tuple[str, str]]:
+    from fused_copy import _library, backends
+
     if not binary.has_gpu_code:
         supports = "CPU tensors alone: no GPU code"
     elif binary.cuda is None:
@@ -224,25 +230,11 @@ def _lines(environment: Environment) -> Iterator[tuple[str, str]]:
     yield "op", f"registered by {registered_by()}"
     problem = _library._C.fast_path_problem()
     yield "fast path", "yes" if problem is None else f"no: {problem}; every call goes through torch's dispatcher"
-    for text in _library.missing:
-        yield "missing in torch", text
+    if _library.missing:
+        yield "missing in torch", "; ".join(_library.missing)
     yield "backend", backends.current
-    yield (
-        "torch",
-        f"{environment.torch_version}, " + (f"CUDA {environment.torch_cuda}" if environment.torch_cuda else "no CUDA"),
-    )
-    threading = "free-threaded" if sysconfig.get_config_var("Py_GIL_DISABLED") else "with GIL"
-    yield "Python", f"{platform.python_version()} {threading}, {sys.executable}"
-    yield "OS", f"{_os_name()}, {platform.system()} {platform.release()} {platform.machine()}"
-    yield "libc", " ".join(platform.libc_ver()) or "unknown"
-    cuda = f"runs CUDA up to {_dotted(driver.cuda)}" if driver.cuda else "no libcuda"
-    yield "driver", ", ".join(filter(None, [driver.release or "no kernel module", cuda]))
-    for index, gpu in enumerate(driver.gpus):
-        memory = f"{gpu.bytes / 2**30:.1f} GiB"
-        yield f"GPU {index}", f"{gpu.name}, compute capability {_dotted(gpu.capability)}, {memory}"
-    for name in sorted(os.environ):
-        if name.startswith("FUSED_COPY_") or name in ("CUDA_VISIBLE_DEVICES", "LD_PRELOAD"):
-            yield name, os.environ[name]
+    cuda = f"CUDA {environment.torch_cuda}" if environment.torch_cuda else "no CUDA"
+    yield "torch", f"{environment.torch_version}, {cuda}"
 
 
 def _os_name() -> str:
