@@ -9,7 +9,8 @@ extern const GpuBuild kGpuBuild = {};
 
 void launch_on_gpu(std::span<const PlannedLaunch>, int) {
   throw std::runtime_error(
-      "fused_copy: this build has no GPU code: put nvcc 12.9 or newer on PATH and install again, in a clone: pip install "
+      "fused_copy: this build has no GPU code: put nvcc 12.9 or newer on PATH and install again, in a clone: pip "
+      "install "
       "--force-reinstall --no-deps .");
 }
 
