@@ -55,14 +55,6 @@ def block(patch: str, file: str, sign: str, containing: str) -> str:
     return found
 
 
-def functions(patch: str, file: str) -> dict:
-    """The functions that the patch adds to the file."""
-    namespace = {"SimpleNamespace": SimpleNamespace}
-    for code in defined(patch, file):
-        exec("from __future__ import annotations\n" + code, namespace)
-    return namespace
-
-
 def test_every_engine_has_its_patch_and_its_page():
     pages = {page.stem for page in (ROOT / "docs" / "integrations").glob("*.md")} - {"index", "recipes"}
     assert pages == set(PATCHES) == {"mini-sglang", "sglang", "vllm", "nano-vllm", "torch"}
@@ -98,7 +90,7 @@ def minisgl(page_size, width=64, max_bs=8):
     )
     added["_plan_inputs"](runner)
     page_table = torch.randint(width // page_size, (max_bs + 1, width), dtype=torch.int32) * page_size
-    cache = SimpleNamespace(page_size=page_size, device=runner.device, page_table=page_table, allocated=[])
+    cache = SimpleNamespace(page_size=page_size, device=runner.device, page_table=page_table)
     cache._allocate = lambda pages: torch.arange(100, 100 + pages, dtype=torch.int32) * page_size
     cache._page_to_token = lambda pages: (pages[:, None] + torch.arange(page_size, dtype=torch.int32)).flatten()
     cache.allocate_pages_at = lambda slots: added["allocate_pages_at"](cache, slots)
@@ -834,7 +826,7 @@ def test_a_name_that_a_patch_leaves_undefined_is_found(check, tmp_path):
 MISTAKES = {
     "mini-sglang": ('"positions": positions', '"positions": table_idx'),
     "sglang": ("PaddingPolicy.ZERO: 0", "PaddingPolicy.ZERO: 1"),
-    "vllm": ("-1, 1 + self.num_spec_tokens", "-1, 1"),  # copy_ broadcasts there
+    "vllm": ("-1, 1 + self.num_spec_tokens", "-1, -1"),  # copy_ broadcasts there, and a plan does not
     "nano-vllm": ('"slot_mapping": -1', '"slot_mapping": 0'),
 }
 

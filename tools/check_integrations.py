@@ -35,7 +35,7 @@ class Comparison:
 
     tool: str
     flag: str
-    options: tuple[str, ...]
+    options: tuple[str, ...] = ("",)
 
 
 COMPARISONS = {
@@ -50,9 +50,9 @@ COMPARISONS = {
             "--back-end hybrid",
         ),
     ),
-    "sglang": Comparison("sglang_fill.py", "SGLANG_USE_FUSED_COPY", ("",)),
-    "vllm": Comparison("vllm_builders.py", "VLLM_USE_FUSED_COPY", ("",)),
-    "nano-vllm": Comparison("nanovllm_decode.py", "NANOVLLM_USE_FUSED_COPY", ("",)),
+    "sglang": Comparison("sglang_fill.py", "SGLANG_USE_FUSED_COPY"),
+    "vllm": Comparison("vllm_builders.py", "VLLM_USE_FUSED_COPY"),
+    "nano-vllm": Comparison("nanovllm_decode.py", "NANOVLLM_USE_FUSED_COPY"),
 }
 
 

@@ -17,21 +17,22 @@ import json
 import logging
 import random
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from engines import CountedOps, put_module
+from torch.utils._python_dispatch import _disable_current_modes
 
 BACK_ENDS = {"fa": "FlashAttentionBackend", "trtllm": "TensorRTLLMBackend", "fi": "FlashInferBackend"}
 HYBRID = "hybrid"
 """FlashAttention for the decode, and a back end for the prefill that is never called."""
 MAX_RUNNING, MAX_SEQ_LEN, CAPTURE_SIZES = 24, 512, [1, 2, 4, 8, 16, 24]
 VOCAB_SIZE = 8
+COUNTED = ("copy_", "_to_copy", "fill_", "index", "index_put_", "index_copy_", "stack", "cumsum_", "arange")
+"""The operators that move or make elements."""
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def run(tree: Path, back_end: str, page_size: int, steps: int, device: torch.dev
     for _ in range(steps):
         engine.admit(rng)
         digests.append(engine.digest(engine.step()))
-    counter = CountedOps()
+    counter = CountedOps(*COUNTED)
     engine.admit(rng)
     with counter:
         engine.step()
@@ -201,22 +202,6 @@ class Engine:
         return hashlib.sha256(b"".join(t.contiguous().cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
 
-class CountedOps(TorchDispatchMode):
-    """Counts what a step calls that moves or makes elements, and this package's op."""
-
-    COUNTED = ("copy_", "_to_copy", "fill_", "index", "index_put_", "index_copy_", "stack", "cumsum_", "arange")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__ if func.namespace == "aten" else f"{func.namespace}.replay"
-        if name in self.COUNTED or func.namespace == "fused_copy":
-            self.ops[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 class Progress(list[int]):
     """In place of tqdm's bar."""
 
@@ -291,28 +276,20 @@ class TorchWithoutGpu:
 def replace_heavy_modules(package: Path) -> None:
     """Makes the engine's files importable without its ``__init__`` files, which import all of it."""
 
-    def module(name: str, folder: Path | None = None, **names: Any) -> None:
-        made = ModuleType(name)
-        made.__dict__.update(names)
-        made.__spec__ = ModuleSpec(name, None)  # torch's compiler, which a dispatch mode imports, looks for it
-        if folder is not None:
-            made.__path__ = [str(folder)]
-        sys.modules[name] = made
-
     def init_logger(name: str) -> logging.Logger:
         logger = logging.getLogger(name)
         logger.info_rank0 = logger.info  # type: ignore[attr-defined]
         return logger
 
     for part in ("", "attention", "engine", "distributed", "scheduler"):
-        module(".".join(filter(None, ["minisgl", part])), package / part)
+        put_module(".".join(filter(None, ["minisgl", part])), package / part)
     messages = ("AbortBackendMsg", "BaseBackendMsg", "BatchBackendMsg", "DetokenizeMsg", "ExitMsg", "UserMsg")
-    module("minisgl.message", **dict.fromkeys(messages))
-    module("minisgl.kvcache", BaseCacheHandle=None, MatchResult=None, create_prefix_cache=lambda **_: None)
-    module("minisgl.scheduler.config", SchedulerConfig=None)
-    module("minisgl.scheduler.io", SchedulerIOMixin=object)
-    module("minisgl.scheduler.prefill", ChunkedReq=None, PrefillManager=None)
-    module(
+    put_module("minisgl.message", **dict.fromkeys(messages))
+    put_module("minisgl.kvcache", BaseCacheHandle=None, MatchResult=None, create_prefix_cache=lambda **_: None)
+    put_module("minisgl.scheduler.config", SchedulerConfig=None)
+    put_module("minisgl.scheduler.io", SchedulerIOMixin=object)
+    put_module("minisgl.scheduler.prefill", ChunkedReq=None, PrefillManager=None)
+    put_module(
         "minisgl.utils",
         init_logger=init_logger,
         is_sm100_supported=lambda: False,
@@ -323,12 +300,12 @@ def replace_heavy_modules(package: Path) -> None:
     sys.modules["minisgl.distributed"].__dict__["get_tp_info"] = importlib.import_module(
         "minisgl.distributed.info"
     ).get_tp_info
-    module("tqdm", tqdm=Progress)
+    put_module("tqdm", tqdm=Progress)
     wrappers = ("BatchDecode", "BatchPrefill", "CUDAGraphBatchDecode")
     classes: dict[str, Any] = {f"{name}WithPagedKVCacheWrapper": type(name, (Wrapper,), {}) for name in wrappers[:2]}
     decode = classes["BatchDecodeWithPagedKVCacheWrapper"]
     classes["CUDAGraphBatchDecodeWithPagedKVCacheWrapper"] = type(wrappers[2], (decode,), {})
-    module("flashinfer", **classes)
+    put_module("flashinfer", **classes)
 
 
 if __name__ == "__main__":

@@ -20,17 +20,14 @@ import importlib
 import json
 import os
 import random
-import sys
-import tempfile
-from collections import Counter
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from engines import CountedOps, gpu_work, put_module, spread
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fused_copy.timing import host_us
 
@@ -65,12 +62,12 @@ def recorded(engine: Engine, steps: int) -> dict[str, Any]:
         digests += engine.step()
     engine.leave_out_graphs()
     seqs = engine.batch(min(8, engine.config.max_num_seqs))
-    counter = CountedOps()
+    counter = CountedOps("_to_copy", "copy_", "fill_", "zero_")
     with counter:
         engine.runner.run(seqs, False)
     result: dict[str, Any] = {"digests": digests, "ops": dict(counter.ops)}
     if engine.device.type == "cuda":
-        result["launches"] = launches(functools.partial(engine.runner.run, seqs, False))
+        result["launches"] = gpu_work(functools.partial(engine.runner.run, seqs, False))
     return result
 
 
@@ -85,26 +82,9 @@ def timed(engine: Engine) -> dict[str, Any]:
         if point == "before the graph":
             engine.leave_out_graphs()
         for bs in sizes:
-            timing = host_us(calls[bs], launches=16)
-            result[f"{point}, {bs} sequences"] = [round(us, 2) for us in (timing.median, timing.p10, timing.p90)]
-    on_gpu = {"launches": {f"{bs} sequences": launches(calls[bs][0]) for bs in sizes}} if gpu else {}
+            result[f"{point}, {bs} sequences"] = spread(host_us(calls[bs], launches=16))
+    on_gpu = {"launches": {f"{bs} sequences": gpu_work(calls[bs][0]) for bs in sizes}} if gpu else {}
     return {"host_us": result} | on_gpu
-
-
-def launches(step: Any, steps: int = 16) -> dict[str, float]:
-    """What one of the steps puts on the GPU, and for how long."""
-    step()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(steps):
-            step()
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        profile.export_chrome_trace(str(Path(folder, "trace.json")))
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    on_gpu = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    found = {kind: n / steps for kind, n in Counter(event["cat"] for event in on_gpu).items()}
-    return found | {"gpu_us": round(sum(event["dur"] for event in on_gpu) / steps, 2)}
 
 
 class Engine:
@@ -267,30 +247,8 @@ class Sampler:
         return logits[:, 0].remainder(VOCAB_SIZE).long()
 
 
-class CountedOps(TorchDispatchMode):
-    """Counts what a step calls: transfers, copies, fills and this package's op."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__ if func.namespace == "aten" else f"{func.namespace}.replay"
-        if name in ("_to_copy", "copy_", "fill_", "zero_", "fused_copy.replay"):
-            self.ops[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
 def replace_heavy_modules(package: Path, max_model_len: int) -> None:
     """Makes the engine's files importable without its ``__init__``, its model's layers and what these need."""
-
-    def module(name: str, folder: Path | None = None, **names: Any) -> None:
-        made = ModuleType(name)
-        made.__dict__.update(names)
-        made.__spec__ = ModuleSpec(name, None)  # torch's compiler, which a dispatch mode imports, looks for it
-        if folder is not None:
-            made.__path__ = [str(folder)]
-        sys.modules[name] = made
 
     def xxh64() -> Any:
         digest = hashlib.sha256()
@@ -306,12 +264,12 @@ def replace_heavy_modules(package: Path, max_model_len: int) -> None:
         hidden_size=1,
     )
     for part in ("", "engine", "utils", "models", "layers"):
-        module(".".join(filter(None, ["nanovllm", part])), package / part)
-    module("nanovllm.models.qwen3", Qwen3ForCausalLM=Model)
-    module("nanovllm.layers.sampler", Sampler=Sampler)
-    module("nanovllm.utils.loader", load_model=lambda *_: None)
-    module("transformers", AutoConfig=type("AutoConfig", (), {"from_pretrained": lambda _: hf_config}))
-    module("xxhash", xxh64=xxh64)
+        put_module(".".join(filter(None, ["nanovllm", part])), package / part)
+    put_module("nanovllm.models.qwen3", Qwen3ForCausalLM=Model)
+    put_module("nanovllm.layers.sampler", Sampler=Sampler)
+    put_module("nanovllm.utils.loader", load_model=lambda *_: None)
+    put_module("transformers", AutoConfig=type("AutoConfig", (), {"from_pretrained": lambda _: hf_config}))
+    put_module("xxhash", xxh64=xxh64)
 
 
 if __name__ == "__main__":

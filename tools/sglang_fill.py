@@ -18,10 +18,7 @@ import importlib
 import importlib.util
 import json
 import os
-import statistics
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.abc import Loader, MetaPathFinder
@@ -32,7 +29,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from engines import CountedOps, gpu_work, host_us_in_turn, spread
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fused_copy.timing import gpu_us
 
 BACK_END = "srt/layers/attention/flashattention_backend.py"
 MAX_BS, MAX_LEN, TOKENS_PER_REQUEST = 24, 200, 2
@@ -66,16 +66,16 @@ def run(package: Path, steps: int, device: torch.device, timed: bool) -> dict[st
     if timed:
         result |= {"host_us": {}, "gpu_us": {}}
         for name, ways in engine.timed():
-            result["host_us"] |= {f"{name}, {way}": times for way, times in host_us(ways, device).items()}
+            result["host_us"] |= {f"{name}, {way}": times for way, times in host_us_in_turn(ways).items()}
             if device.type == "cuda":
-                result["gpu_us"] |= {f"{name}, {way}": gpu_us(fill) for way, fill in ways.items()}
+                result["gpu_us"] |= {f"{name}, {way}": spread(gpu_us([fill])) for way, fill in ways.items()}
     fill = engine.usual_step()
     fill()  # binds and compiles
     if device.type == "cuda":
         kinds = product((16,), (0, 3), ("", "zero_tail", "translated", "swa", "strided"))
         metadata = (engine.set_metadata(MAX_BS, MAX_LEN, *kind) for kind in kinds)
-        result |= {"launches": launches(fill), "recorded": all(map(does_the_same_recorded, metadata))}
-    with CountedOps(engine) as counter:
+        result |= {"launches": gpu_work(fill), "recorded": all(map(does_the_same_recorded, metadata))}
+    with CountedCalls(engine) as counter:
         fill()
     return result | {"ops": dict(counter.ops)}
 
@@ -289,12 +289,11 @@ def decode_metadata(
             page_table[row, pages:max_pages] = 0
 
 
-class CountedOps(TorchDispatchMode):
+class CountedCalls(CountedOps):
     """Counts what writes in a step: copies and fills, SGLang's Triton kernels, this package's op."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops: Counter[str] = Counter()
+        super().__init__("copy_", "_foreach_copy_", "fill_", "zero_")
         kernels = {"_fused_decode_metadata_kernel": engine.metadata, "_small_copy_kernel": engine.small_copy}
         for name, module in kernels.items():
             setattr(module, name, Kernel(partial(self._run, name, getattr(module, name))))
@@ -304,25 +303,10 @@ class CountedOps(TorchDispatchMode):
         with _disable_current_modes():
             kernel[grid](*args, **kwargs)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__ if func.namespace == "aten" else f"{func.namespace}.replay"
-        if name in ("copy_", "_foreach_copy_", "fill_", "zero_", "fused_copy.replay"):
-            self.ops[name] += 1
-        return func(*args, **(kwargs or {}))
-
 
 def digest(buffers: Sequence[torch.Tensor]) -> str:
     """Of all the buffers' bytes."""
     return hashlib.sha256(b"".join(t.contiguous().cpu().numpy().tobytes() for t in buffers)).hexdigest()
-
-
-def launches(fill: Fill) -> dict[str, int]:
-    """How often a step launches each kernel, copy or fill."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        fill()
-        torch.cuda.synchronize()
-    on_gpu = [event for event in profile.events() if event.device_type.name == "CUDA"]
-    return dict(Counter(event.name[:80] for event in on_gpu))
 
 
 def does_the_same_recorded(fill: Fill) -> bool:
@@ -336,43 +320,6 @@ def does_the_same_recorded(fill: Fill) -> bool:
         buffer.fill_(POISON)
     graph.replay()
     return digest(buffers) == wanted
-
-
-def host_us(ways: dict[str, Fill], device: torch.device, batches: int = 30, calls: int = 20) -> dict[str, list[float]]:
-    """Median, 10th and 90th percentile of a call each way: in turn, a batch of calls at a time."""
-    spent: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(batches + 2):
-        for way, fill in ways.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter_ns()
-            for _ in range(calls):
-                fill()
-            spent[way].append((time.perf_counter_ns() - start) / calls / 1e3)
-    return {way: percentiles(times[2:]) for way, times in spent.items()}
-
-
-def gpu_us(fill: Fill, calls: int = 50, replays: int = 20) -> list[float]:
-    """The same of the GPU's time, from a graph of many calls."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            fill()
-    spent = []
-    for _ in range(replays + 1):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        spent.append(start.elapsed_time(end) / calls * 1e3)
-    return percentiles(spent[1:])
-
-
-def percentiles(times: Sequence[float]) -> list[float]:
-    """The 50th, 10th and 90th."""
-    deciles = statistics.quantiles(times, n=10)
-    return [round(deciles[at], 2) for at in (4, 0, 8)]
 
 
 class StandIns(MetaPathFinder, Loader):

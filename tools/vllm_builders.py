@@ -18,10 +18,7 @@ import json
 import logging
 import os
 import random
-import statistics
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
@@ -31,7 +28,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from engines import CountedOps, gpu_work, host_us_in_turn
 
 BACKENDS = "v1.attention.backends"
 LOADED = [
@@ -110,12 +107,12 @@ def run(tree: Path, case: Case, steps: int, device: torch.device) -> dict[str, A
     for batch in islice(batches(case), steps):
         digests.append(engine.digest(engine.prepare(batch)()))
     step = engine.prepare(next(batch for batch in batches(case) if not any(batch.prefilling) and batch.lens[-1] == 0))
-    counter = WritesCounted(engine.buffers())
+    counter = CountedWrites(engine.buffers())
     with counter:
         step()
-    result = {"digests": digests, "ops": dict(counter.ops), "launches": None}
+    result: dict[str, Any] = {"digests": digests, "ops": dict(counter.ops), "launches": None}
     if device.type == "cuda":
-        result["launches"] = launches(step)
+        result["launches"] = gpu_work(step)
     return result
 
 
@@ -126,30 +123,15 @@ def compare_times(published: Path, patched: Path, case: Case, device: torch.devi
     for name, (tree, fused) in ways.items():
         os.environ["VLLM_USE_FUSED_COPY"] = str(int(fused))
         engines[name] = Engine(tree, case, device)
-    sync: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     result: dict[str, Any] = {}
     for size in (1, 8, 32):
         lens = [1 + case.drafts] * -(-size * 3 // 4)
         batch = Batch.made_up(random.Random(0), case, lens, 0, size)
         steps = {name: engine.prepare(batch) for name, engine in engines.items()}
-        samples: dict[str, list[float]] = {name: [] for name in steps}
-        for round_ in range(55):
-            for name, step in steps.items():
-                sync()
-                begin = time.perf_counter()
-                for _ in range(10):
-                    step()
-                took = (time.perf_counter() - begin) / 10
-                if round_ >= 5:
-                    samples[name].append(took * 1e6)
-        sync()
-        for name in steps:
-            tenths = statistics.quantiles(samples[name], n=10)
-            point = [round(value, 2) for value in (statistics.median(samples[name]), tenths[0], tenths[-1])]
-            result[f"{name}, {size} requests"] = point
+        result |= {f"{name}, {size} requests": times for name, times in host_us_in_turn(steps).items()}
     report: dict[str, Any] = {"host_us": result}
     if device.type == "cuda":
-        report["launches"] = {name: launches(step) for name, step in steps.items()}
+        report["launches"] = {name: gpu_work(step) for name, step in steps.items()}
     return report
 
 
@@ -345,32 +327,18 @@ def on_host(values: Sequence[Any], dtype: torch.dtype = torch.int32) -> torch.Te
     return torch.tensor(values, dtype=dtype)
 
 
-class WritesCounted(TorchDispatchMode):
+class CountedWrites(CountedOps):
     """Counts the operators that write to a static buffer, and this package's."""
 
     def __init__(self, buffers: dict[str, torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.storages = {buffer.untyped_storage().data_ptr() for buffer in buffers.values()}
-        self.ops: Counter[str] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "fused_copy":
-            self.ops["fused_copy.replay"] += 1
-        elif func._schema.is_mutable and args[0].untyped_storage().data_ptr() in self.storages and args[0].numel():
-            self.ops[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def launches(step: Callable[[], Any]) -> dict[str, Any]:
-    """The kernels, copies and fills that one step puts on the GPU, and their time in microseconds."""
-    step()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-        torch.cuda.synchronize()
-    on_gpu = [event for event in profile.events() if event.device_type.name == "CUDA"]
-    kinds = Counter(event.name if event.name.startswith("Mem") else "kernel" for event in on_gpu)
-    return {**kinds, "gpu_us": round(sum(event.device_time for event in on_gpu), 2)}
+    def counts(self, func: Any, args: Any) -> bool:
+        """Whether it writes there."""
+        return bool(
+            func._schema.is_mutable and args[0].untyped_storage().data_ptr() in self.storages and args[0].numel()
+        )
 
 
 class StandIn(type):
