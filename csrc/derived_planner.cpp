@@ -22,6 +22,13 @@ constexpr bool is_number_dtype(DType dtype) {
   throw InvalidInput(pair, text, false, part);
 }
 
+// For explain: one warp goes through all of them.
+std::string time_of(const SumsTask& sums) {
+  if (sums.count <= kManyLengths) return "";
+  const double ns = kLengthNs[!is_plain_sum(sums.from, sums.to) ? 2 : sums.to == DType::Int64 ? 1 : 0];
+  return ", some " + std::to_string(static_cast<int64_t>(static_cast<double>(sums.count) * ns / 1000)) + " us";
+}
+
 bool is_aligned(const TensorView& view) { return view.address % info(view.dtype).size == 0; }
 
 void check_aligned(int64_t pair, const char* part, const TensorView& view, const TensorView& destination) {
@@ -535,7 +542,7 @@ std::pair<std::string, uint64_t> LaunchPlanner::derived_path(const PlannedTask& 
   switch (planned.task.code.operation) {
     case Operation::Sums: {
       const auto& sums = reinterpret_cast<const SumsTask&>(planned.record);
-      return {"sums of " + std::to_string(sums.count) + " by one warp",
+      return {"sums of " + std::to_string(sums.count) + " by one warp" + time_of(sums),
               static_cast<uint64_t>(sums.count + 1 + sums.rest) * info(sums.to).size};
     }
     case Operation::Plus: {

@@ -416,9 +416,11 @@ __device__ inline void run_derived(const std::byte* launch, const StridedTask& t
   if constexpr (!kPlain) {
     sum_up_any(sums, src, lane);
   } else {
-    if (sums.to == DType::Int64) return sum_up<uint64_t, 1>(sums, src, lane);
-    if (sums.count <= kWarpLanes) return sum_up<uint32_t, 1>(sums, src, lane);
-    sum_up<uint32_t, kLaneLengths>(sums, src, lane);
+    const bool is_short = sums.count <= kWarpLanes;
+    if (sums.to == DType::Int64) {
+      return is_short ? sum_up<uint64_t, 1>(sums, src, lane) : sum_up<uint64_t, kLaneLengths / 2>(sums, src, lane);
+    }
+    return is_short ? sum_up<uint32_t, 1>(sums, src, lane) : sum_up<uint32_t, kLaneLengths>(sums, src, lane);
   }
 }
 

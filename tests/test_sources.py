@@ -6,6 +6,7 @@ import array
 import contextlib
 import ctypes
 import random
+import re
 import threading
 import warnings
 from fractions import Fraction
@@ -585,6 +586,19 @@ def test_explain_tells_of_every_source():
     }.items():
         assert all(word in paths[key] for word in words), paths[key]
     assert str(told).count("\n") == len(dst) + 1
+
+
+def test_explain_says_what_long_sums_cost():
+    def path(count, source, to):
+        told = fused_copy.explain([torch.zeros(count + 1, dtype=to)], [cu_seqlens(torch.ones(count, dtype=source))])
+        return told.pairs[0].path
+
+    assert path(1024, INT, INT).endswith("sums of 1024 by one warp")
+    times = []
+    for source, to in ((torch.int64, INT), (INT, torch.int64), (torch.int16, INT)):
+        found = re.fullmatch(r".*sums of 50000 by one warp, some (\d+) us", path(50000, source, to))
+        times.append(int(found[1]))
+    assert 100 <= times[0] < times[1] < times[2]
 
 
 def test_explain_refuses_what_goes_through_the_dispatcher():

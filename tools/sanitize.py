@@ -153,6 +153,8 @@ def run(sanitizer: str, tool: str, part: Part, tests: list[str], limit: float, g
     if not tests:
         return 0, False, f"{head}: no test"
     check = [sanitizer, "--tool", tool, "--error-exitcode", str(FAULT), "--target-processes", "application-only"]
+    # Its backtraces of the host keep Python's frames and what they name, so that a graph would outlive its last user.
+    check += ["--show-backtrace", "device"]
     check += ["--max-connections", "1000"]  # ports, of which each sanitizer on the machine takes one
     # By default it waits ten seconds for the first use of CUDA, and after that the tests never end
     # (github.com/proteneer/timemachine/pull/668). Many imports of torch at once take longer.

@@ -371,7 +371,6 @@ def test_update_after_the_graph_is_gone(plan):
 
 
 @pytest.mark.capture
-@pytest.mark.not_sanitized("asks what Python has freed, and beside the sanitizer pytest keeps what a test made")
 def test_a_source_that_holds_its_copy_is_freed():
     source, graph = torch.ones(4, device="cuda"), torch.cuda.CUDAGraph(keep_graph=True)
     plan = fused_copy.Plan([torch.zeros(4, device="cuda")])
