@@ -1,4 +1,4 @@
-"""Writes the decode example's table into README.md, from the newest file that ``examples/decode.py --json`` wrote.
+"""Writes the decode example's table into docs/performance.md, from the newest file that ``examples/decode.py --json`` wrote.
 
 Without such a file in benchmarks/results there is no table.
 """
@@ -16,6 +16,7 @@ from typing import Any
 from readme_table import ROOT, settle, with_table
 
 BEGIN, END = "<!-- decode:begin -->", "<!-- decode:end -->"
+SCRIPT = ROOT / "examples" / "decode.py"
 LABELS = {
     "copy_": "six slices + `copy_`",
     "foreach": "`torch._foreach_copy_`",
@@ -27,20 +28,20 @@ LABELS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
-    parser = argparse.ArgumentParser(description="Write the decode example's table into the README.")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="the folder")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the README's table is another")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page's table is another")
     args = parser.parse_args(argv)
     runs = {path: json.loads(path.read_text()) for path in args.results.glob("decode-*.json")}
     newest = max(runs, key=lambda path: runs[path]["machine"]["date"], default=None)
-    text = "" if newest is None else table(runs[newest], os.path.relpath(newest, args.readme.parent))
-    new = with_table(args.readme.read_text(), text, BEGIN, END)
-    return settle(args.readme, new, newest, "decode_table", check=args.check)
+    text = "" if newest is None else table(runs[newest], *(os.path.relpath(path, args.page.parent) for path in (newest, SCRIPT)))
+    new = with_table(args.page.read_text(), text, BEGIN, END)
+    return settle(args.page, new, newest, "decode_table", check=args.check)
 
 
-def table(results: dict[str, Any], file: str) -> str:
-    """The table in Markdown, with a caption; ``file`` is where the README finds the results."""
+def table(results: dict[str, Any], file: str, script: str) -> str:
+    """The table in Markdown, with a caption; ``file`` and ``script`` are where the page finds results and example."""
     machine, loop, rows = results["machine"], results["loop"], results["rows"]
     if machine["gpu"] is None:
         raise ValueError(f"{file} was not measured on a GPU")
@@ -50,13 +51,13 @@ def table(results: dict[str, Any], file: str) -> str:
         lines.append(f"| {LABELS[row['way']]} | {row['launches']} | {fill} | {step} | {row['share']:.1%} |")
     model = results["model"]
     form = results.get("script_sha256")
-    script = f"the script's SHA-256 {form[:12]}..." if form else "the script's form not recorded"
+    told = f"the script's SHA-256 {form[:12]}..." if form else "the script's form not recorded"
     caption = (
-        f"[`examples/decode.py`](examples/decode.py): {results['steps']} steps with each fill, {results['requests']} "
+        f"[`examples/decode.py`]({script}): {results['steps']} steps with each fill, {results['requests']} "
         f"requests, up to {loop['max_bs']} at a time, {model['layers']} layers of {model['hidden']}; all "
         f"{results['tokens']} tokens the same in every row. A step lasts from the fill to the tokens on the host. "
         f"Times are medians; the share is of the time of all steps together. {machine['gpu']}, torch "
-        f"{machine['torch']}, {machine['date'][:10]}, the package of commit {machine['commit']}, {script}, "
+        f"{machine['torch']}, {machine['date'][:10]}, the package of commit {machine['commit']}, {told}, "
         f"[`{Path(file).name}`]({Path(file).as_posix()})."
     )
     return "\n".join([*lines, "", caption])

@@ -15,15 +15,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from fill_benchmark import peers, plots, report, sources
+from fill_benchmark import peers, report, sources
 from fill_benchmark.targets import Medians, evaluate, place, share
-from readme_table import POINT, ROOT, WAYS, caption, format_us, newest, pictures, settle, with_table
+from readme_table import POINT, ROOT, STEP_PICTURE, WAYS, caption, format_us, newest, pictures, settle, with_table
 
 WORDS = {True: "met", False: "**missed**", None: "not measured"}
 CODE = re.compile(r"[a-z_]*(?:[a-z]_|\.[a-z])[a-z_]*(?:\([\w=]*\))?")
 """What the page shows as code: a name with an underscore or a dot, and the parentheses of its call."""
-
-STEP_PICTURE = {plots.STEP_PICTURE: "Host and GPU time of one decode step's fill, by way"}
 
 HOST = WAYS | {
     peers.NOTHING_OP: "an op of the same schema that does nothing",

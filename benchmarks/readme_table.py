@@ -1,8 +1,8 @@
-"""Writes the table of measured times into README.md, from a file that ``run.py --json`` wrote, and links to the
-pictures that ``--plot`` drew of it.
+"""Writes the table of measured times into README.md, from a file that ``run.py --json`` wrote, and a link to the
+picture of its decode step that ``--plot`` drew.
 
-It needs nothing but Python, so that ``--check`` runs anywhere: each picture names the file that it was drawn from by
-its SHA-256.
+It needs nothing but Python, so that ``--check`` runs anywhere: the picture names the file that it was drawn from by its
+SHA-256.
 """
 
 from __future__ import annotations
@@ -39,7 +39,22 @@ WAYS = {
 }
 """The benchmark's names of the table's rows, and how the table calls them. Rows that the file lacks are left out."""
 
+README_WAYS = (
+    "slices + copy_",
+    "_foreach_copy_",
+    "Triton, one kernel",
+    "torch.ops.fused_copy.replay",
+    "fused_copy.replay",
+    "plan.replay",
+    "copy.update",
+    "bare launch",
+)
+"""Those that the README shows."""
+
 BASELINE = "slices + copy_"
+
+STEP_PICTURE = {"decode-step": "Host and GPU time of one decode step's fill, by way"}
+"""The README's."""
 
 PICTURES = {
     "batch-size": "Host and GPU time over the batch size",
@@ -60,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = args.results or newest(ROOT / "benchmarks" / "results")
         file = os.path.relpath(path, args.readme.parent)
         new = with_table(
-            args.readme.read_text(), "\n".join([table(json.loads(path.read_text()), file), *pictures(path, file)])
+            args.readme.read_text(), "\n".join([table(json.loads(path.read_text()), file), *pictures(path, file, STEP_PICTURE)])
         )
     except (OSError, ValueError) as error:
         print(f"readme_table: {error}", file=sys.stderr)
@@ -135,12 +150,12 @@ def table(results: dict[str, Any], file: str) -> str:
         "| | launches | host us per step | p10 to p90 | ratio | GPU us | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for way, label in WAYS.items():
+    for way in README_WAYS:
         if way in host:
             launches = host[way]["launches"]
             us, ratio = _time(host, way)
             spread = f"{format_us(host[way]['p10'])} to {format_us(host[way]['p90'])}" if "p10" in host[way] else ""
-            cells = [label, "" if launches is None else str(launches), us, spread, ratio, *_time(gpu, way)]
+            cells = [WAYS[way], "" if launches is None else str(launches), us, spread, ratio, *_time(gpu, way)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", caption(results["machine"], file, "; the ratio is to the first row")])
 

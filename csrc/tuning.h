@@ -30,7 +30,7 @@ constexpr int kLaneLengths = 8;
 // What a sum of more lengths than that takes one warp, in ns for each on an H200, which explain tells of: of 32 bits,
 // of 64, of other integers. "sums of many lengths".
 constexpr int64_t kManyLengths = 1024;
-constexpr double kLengthNs[] = {2.4, 4, 20};
+constexpr double kLengthNs[] = {2.4, 3.8, 20};
 // So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what
 // lies beyond a row's length costs no warps. Not measured.
 constexpr uint64_t kCutRowWarps = 16384;

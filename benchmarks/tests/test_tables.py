@@ -11,6 +11,7 @@ import pytest
 import record
 
 import decode_table
+import engines_table
 import performance_tables
 import readme_table
 import reliability_table
@@ -89,20 +90,20 @@ def test_readme_table(readme, tmp_path, capsys):
     assert readme_table.main([*arguments, "--check"]) == 0
 
 
-def test_readme_links_the_pictures_of_its_results_alone(readme, tmp_path, capsys):
+def test_readme_links_the_picture_of_its_results_alone(readme, tmp_path, capsys):
     path = tmp_path / "run.json"
     write(results(), path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    (tmp_path / "other-tensors.svg").write_text("")
-    picture = tmp_path / "run-tensors.svg"
+    (tmp_path / "run-tensors.svg").write_text("")
+    picture = tmp_path / "run-decode-step.svg"
     picture.write_text(f"<svg>sha256 {digest}</svg>")
     arguments = [str(path), "--readme", str(readme)]
     assert readme_table.main(arguments) == readme_table.main([*arguments, "--check"]) == 0
     assert readme.read_text().count("![") == 1
-    assert "\n\n![Host and GPU time over the number of tensors](run-tensors.svg)\n<!--" in readme.read_text()
+    assert "\n\n![Host and GPU time of one decode step's fill, by way](run-decode-step.svg)\n<!--" in readme.read_text()
     write(results("2026-03-15"), path)
     assert readme_table.main([*arguments, "--check"]) == 2
-    assert "run-tensors.svg was not drawn from" in capsys.readouterr().err
+    assert "run-decode-step.svg was not drawn from" in capsys.readouterr().err
 
 
 def test_readme_table_without_gpu_times(readme, tmp_path):
@@ -144,6 +145,7 @@ def test_readme_table_and_benchmark_agree():
     assert readme_table.BASELINE == SIX_COPIES
     assert sections.STEP == readme_table.POINT
     assert set(readme_table.PICTURES) <= set(plots.AXES)
+    assert [*readme_table.STEP_PICTURE] == [plots.STEP_PICTURE]
 
 
 def test_the_page_has_the_tables_of_the_newest_run():
@@ -191,10 +193,10 @@ def test_performance_tables_are_made_of_the_rows(full_rows, tmp_path, capsys):
 
 def test_decode_table_is_made_of_a_run(tmp_path, capsys):
     """With a run on a GPU there is its table, without any there is none, and --check tells one from the other."""
-    page, folder = tmp_path / "README.md", tmp_path / "results"
+    page, folder = tmp_path / "page.md", tmp_path / "results"
     folder.mkdir()
     page.write_text("before\n<!-- decode:begin -->\n\n<!-- decode:end -->\nafter\n")
-    arguments = ["--readme", str(page), "--results", str(folder)]
+    arguments = ["--page", str(page), "--results", str(folder)]
     empty = page.read_text()
     assert decode_table.main([*arguments, "--check"]) == 0
 
@@ -213,6 +215,31 @@ def test_decode_table_is_made_of_a_run(tmp_path, capsys):
     assert decode_table.main(arguments) == 0
     assert "commit abc, the script's SHA-256 0123456789ab...," in page.read_text()
     assert lines[0] == "before" and lines[-1] == "after"
+
+
+def test_the_pages_have_the_newest_times_of_each_engine(tmp_path, monkeypatch, capsys):
+    assert engines_table.main(["--check"]) == 0
+    pages = {page: page.read_text() for page in (engines_table.PAGES / f"{name}.md" for name in engines_table.TABLES)}
+    for page, text in pages.items():
+        begin, _, rest = text.partition(engines_table.BEGIN)
+        (tmp_path / page.name).write_text(f"{begin}{engines_table.BEGIN}\nold{rest[rest.index(engines_table.END) - 1:]}")
+    readme = tmp_path / "README.md"
+    readme.write_text("\n".join(engines_table.README_MARKERS))
+    monkeypatch.setattr(engines_table, "PAGES", tmp_path)
+    monkeypatch.setattr(engines_table, "ROOT", tmp_path)
+    assert engines_table.main(["--check"]) == 1
+    assert "run python benchmarks/engines_table.py" in capsys.readouterr().err
+    assert engines_table.main([]) == engines_table.main(["--check"]) == 0
+    for page, text in pages.items():
+        links = re.compile(r"\]\([^)]*\)")  # from another folder
+        assert links.sub("", (tmp_path / page.name).read_text()) == links.sub("", text)
+    assert readme.read_text().count("| 33 to 64 |") == 1
+
+
+def test_a_span_is_of_the_runs_and_a_ratio_of_one_run():
+    cells = engines_table.before_and_after([2000.0, 10.0], [200.0, 5.0])
+    assert cells == ["10.0 to 2,000", "5.00 to 200", "2.0x to 10.0x"]
+    assert engines_table.before_and_after([6.0, 6.0], [2.0, 2.0]) == ["6.00", "2.00", "3.0x"]
 
 
 def test_reliability_table_is_made_of_the_files(tmp_path, capsys):
