@@ -1,4 +1,4 @@
-"""Writes the decode example's table into docs/performance.md, from the newest file that ``examples/decode.py --json`` wrote.
+"""Writes the decode example's table into docs/performance.md, from the newest file of ``examples/decode.py --json``.
 
 Without such a file in benchmarks/results there is no table.
 """
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     runs = {path: json.loads(path.read_text()) for path in args.results.glob("decode-*.json")}
     newest = max(runs, key=lambda path: runs[path]["machine"]["date"], default=None)
-    text = "" if newest is None else table(runs[newest], *(os.path.relpath(path, args.page.parent) for path in (newest, SCRIPT)))
+    text = ""
+    if newest is not None:
+        text = table(runs[newest], *(os.path.relpath(path, args.page.parent) for path in (newest, SCRIPT)))
     new = with_table(args.page.read_text(), text, BEGIN, END)
     return settle(args.page, new, newest, "decode_table", check=args.check)
 

@@ -2,8 +2,9 @@
 
 usage: python benchmarks/engines_table.py [--check]
 
-It needs nothing but Python. A file has ``machine``, ``what`` was measured, and ``runs``: what processes printed that ran
-one after the other. Tables give the least and the most of the runs' medians, as one process may be slower than the next.
+It needs nothing but Python. A file has ``machine``, ``what`` was measured, and ``runs``: what processes printed that
+ran one after the other. Tables give the least and the most of the runs' medians, as one process may be slower than the
+next.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         *((PAGES / f"{engine}.md", engine, table, (BEGIN, END)) for engine, table in TABLES.items()),
         (ROOT / "README.md", "mini-sglang", steps, README_MARKERS),
     ):
-        newest = max(RESULTS.glob(f"{engine}-*.json"), key=lambda path: str(json.loads(path.read_text())["machine"]["date"]))
-        results = json.loads(newest.read_text())
+        files = {path: json.loads(path.read_text()) for path in RESULTS.glob(f"{engine}-*.json")}
+        newest = max(files, key=lambda path, files=files: str(files[path]["machine"]["date"]))
+        results = files[newest]
         text = "\n".join([*table(results["runs"]), "", caption(results["machine"], newest, page)])
         new = with_table(page.read_text(), text, *markers)
         settled.append(settle(page, new, newest, "engines_table", check=args.check))
@@ -82,7 +84,10 @@ def batches(runs: Sequence[Run], part: str, **kind: int) -> list[list[str]]:
     """Of the decode steps with padded batches of so many requests, in the runs of a kind."""
     of_kind = [run for run in runs if all(run[name] == value for name, value in kind.items())]
     return [
-        [" to ".join(dict.fromkeys(batch.split("-"))), *before_and_after(*([run[tree][batch][part] for run in of_kind] for tree in ("published", "patched")))]
+        [
+            " to ".join(dict.fromkeys(batch.split("-"))),
+            *before_and_after(*([run[tree][batch][part] for run in of_kind] for tree in ("published", "patched"))),
+        ]
         for batch in of_kind[0]["published"]
     ]
 

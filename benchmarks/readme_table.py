@@ -74,9 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path = args.results or newest(ROOT / "benchmarks" / "results")
         file = os.path.relpath(path, args.readme.parent)
-        new = with_table(
-            args.readme.read_text(), "\n".join([table(json.loads(path.read_text()), file), *pictures(path, file, STEP_PICTURE)])
-        )
+        lines = [table(json.loads(path.read_text()), file), *pictures(path, file, STEP_PICTURE)]
+        new = with_table(args.readme.read_text(), "\n".join(lines))
     except (OSError, ValueError) as error:
         print(f"readme_table: {error}", file=sys.stderr)
         return 2

@@ -237,7 +237,7 @@ class Way:
         """The kernels, copies and memsets that the fill enqueues, beside the graph. None on a CPU."""
         if not self.graphs:
             return None
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
             self.fills[step.bs](step.made_of)
             torch.cuda.synchronize()
         names = [e.name for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA]

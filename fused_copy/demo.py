@@ -322,7 +322,7 @@ def _torch_calls(fill: Fill, step: Step) -> int:
 def _gpu_cost(fill: Fill, step: Step) -> tuple[float, float]:
     """Launches (kernels, memcpys and memsets) and GPU time in us of one fill."""
     fills = 10
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(fills):
             fill(step.made_of)
         torch.cuda.synchronize()

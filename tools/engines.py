@@ -54,7 +54,7 @@ def gpu_work(step: Call, steps: int = 16) -> dict[str, float]:
     """What a step puts on the GPU, by kind, and for how long in us: the mean of so many, after one that is not seen."""
     step()
     torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
         for _ in range(steps):
             step()
         torch.cuda.synchronize()

@@ -222,7 +222,8 @@ def test_the_pages_have_the_newest_times_of_each_engine(tmp_path, monkeypatch, c
     pages = {page: page.read_text() for page in (engines_table.PAGES / f"{name}.md" for name in engines_table.TABLES)}
     for page, text in pages.items():
         begin, _, rest = text.partition(engines_table.BEGIN)
-        (tmp_path / page.name).write_text(f"{begin}{engines_table.BEGIN}\nold{rest[rest.index(engines_table.END) - 1:]}")
+        rest = rest[rest.index(engines_table.END) :]
+        (tmp_path / page.name).write_text(f"{begin}{engines_table.BEGIN}\nold\n{rest}")
     readme = tmp_path / "README.md"
     readme.write_text("\n".join(engines_table.README_MARKERS))
     monkeypatch.setattr(engines_table, "PAGES", tmp_path)
