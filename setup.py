@@ -148,4 +148,23 @@ def build() -> dict[str, object]:
     return {"ext_modules": [built], "cmdclass": {"build_ext": cpp_extension.BuildExtension}}
 
 
-setup(**build())
+def index_metadata() -> dict[str, object]:
+    """The README, whose links lead to the repository where its workflow builds, as an index has no other files."""
+    readme = Path("README.md").read_text()
+    urls = {}
+    if name := os.environ.get("GITHUB_REPOSITORY"):
+        repository = f"https://github.com/{name}"
+        version = os.environ.get("GITHUB_REF_NAME") if os.environ.get("GITHUB_REF_TYPE") == "tag" else "main"
+        urls = {
+            "Repository": repository,
+            "Documentation": f"{repository}/tree/{version}/docs",
+            "Changelog": f"{repository}/blob/{version}/CHANGELOG.md",
+            "Issues": f"{repository}/issues",
+        }
+        for pattern, kind in ((r"(!\[[^]]*\]\()(?!https?:)", "raw"), (r"((?<!!)\[[^]]*\]\()(?!https?:|#)", "blob")):
+            readme = re.sub(pattern, rf"\g<1>{repository}/{kind}/{version}/", readme)
+    return {"long_description": readme, "long_description_content_type": "text/markdown", "project_urls": urls}
+
+
+if __name__ == "__main__":
+    setup(**index_metadata(), **build())

@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         (ROOT / "README.md", "mini-sglang", steps, README_MARKERS),
     ):
         files = {path: json.loads(path.read_text()) for path in RESULTS.glob(f"{engine}-*.json")}
-        newest = max(files, key=lambda path, files=files: str(files[path]["machine"]["date"]))
+        dates = {path: results["machine"]["date"] for path, results in files.items()}
+        newest = max(dates, key=dates.__getitem__)
         results = files[newest]
         text = "\n".join([*table(results["runs"]), "", caption(results["machine"], newest, page)])
         new = with_table(page.read_text(), text, *markers)

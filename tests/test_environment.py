@@ -113,9 +113,32 @@ def refusal_to_build(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], 
     for name, value in {"FUSED_COPY_CPU_ONLY": "1", **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as refused:
-        runpy.run_path("setup.py")
+        runpy.run_path("setup.py", run_name="__main__")
     assert "\n" not in refused.value.code
     return refused.value.code
+
+
+@pytest.mark.parametrize(("kind", "name", "version"), [("branch", "topic", "main"), ("tag", "v1.2.3", "v1.2.3")])
+def test_links_of_what_an_index_shows(monkeypatch, kind, name, version):
+    """Built by the repository's workflow, none is to a file beside the README; built elsewhere the README stays."""
+    pytest.importorskip("setuptools")
+    monkeypatch.chdir(ROOT)
+    for variable in ("REPOSITORY", "REF_NAME", "REF_TYPE"):
+        monkeypatch.delenv(f"GITHUB_{variable}", raising=False)
+    index_metadata = runpy.run_path("setup.py")["index_metadata"]
+    readme = (ROOT / "README.md").read_text()
+    assert (index_metadata()["long_description"], index_metadata()["project_urls"]) == (readme, {})
+
+    for variable, value in {"REPOSITORY": "someone/fused-copy", "REF_NAME": name, "REF_TYPE": kind}.items():
+        monkeypatch.setenv(f"GITHUB_{variable}", value)
+    found, repository = index_metadata(), "https://github.com/someone/fused-copy"
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", found["long_description"])
+    for picture, link in links:
+        file = link.removeprefix(f"{repository}/{'raw' if picture else 'blob'}/{version}/").partition("#")[0]
+        assert link.startswith("#") or (file != link and (ROOT / file).exists()), link
+    assert {picture for picture, _ in links} == {"", "!"} and any("#" in link[1:] for _, link in links)
+    assert found["project_urls"]["Repository"] == repository
+    assert found["project_urls"]["Changelog"] == f"{repository}/blob/{version}/CHANGELOG.md"
 
 
 @pytest.mark.parametrize(
