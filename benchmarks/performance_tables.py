@@ -158,7 +158,7 @@ def values(results: report.Results, medians: Medians) -> Cells:
         peers.PLAN: "`plan.replay`, ready tensors",
         sources.LISTS: "lists",
         sources.ARRAYS: "NumPy arrays",
-        sources.NP_ARRAY: "`np.array` of the lists",
+        sources.NP_ARRAY: "`np.array` of the lists alone, no copy",
         sources.PINNED: "`torch.tensor(pin_memory=True)` + `copy_`",
         sources.PACKED: "one packed pinned buffer",
     }
