@@ -149,20 +149,25 @@ def build() -> dict[str, object]:
 
 
 def index_metadata() -> dict[str, object]:
-    """The README, whose links lead to the repository where its workflow builds, as an index has no other files."""
+    """The README, whose links lead to the repository where its release is built, as an index has no other files."""
     readme = Path("README.md").read_text()
     urls = {}
-    if name := os.environ.get("GITHUB_REPOSITORY"):
-        repository = f"https://github.com/{name}"
-        version = os.environ.get("GITHUB_REF_NAME") if os.environ.get("GITHUB_REF_TYPE") == "tag" else "main"
+    if repository := os.environ.get("FUSED_COPY_REPOSITORY"):
+        revision = os.environ["FUSED_COPY_REVISION"]
         urls = {
             "Repository": repository,
-            "Documentation": f"{repository}/tree/{version}/docs",
-            "Changelog": f"{repository}/blob/{version}/CHANGELOG.md",
+            "Documentation": f"{repository}/tree/{revision}/docs",
+            "Changelog": f"{repository}/blob/{revision}/CHANGELOG.md",
             "Issues": f"{repository}/issues",
         }
-        for pattern, kind in ((r"(!\[[^]]*\]\()(?!https?:)", "raw"), (r"((?<!!)\[[^]]*\]\()(?!https?:|#)", "blob")):
-            readme = re.sub(pattern, rf"\g<1>{repository}/{kind}/{version}/", readme)
+
+        def from_anywhere(code_or_link: re.Match[str]) -> str:
+            file = code_or_link["file"]
+            kind = "raw" if file and file.endswith(".svg") else "blob"
+            return f"]({repository}/{kind}/{revision}/{file})" if file else code_or_link[0]
+
+        code_or_link = r"^```.*?^```$|\]\((?!https?:|mailto:|#)(?P<file>[^)\s]+)\)"
+        readme = re.sub(code_or_link, from_anywhere, readme, flags=re.MULTILINE | re.DOTALL)
     return {"long_description": readme, "long_description_content_type": "text/markdown", "project_urls": urls}
 
 

@@ -24,6 +24,9 @@ PAGES = ROOT / "docs" / "integrations"
 BEGIN, END = "<!-- times:begin -->", "<!-- times:end -->"
 README_MARKERS = ("<!-- engine:begin -->", "<!-- engine:end -->")
 
+BATCH_SIZES = (1, 8, 32)
+"""Those that tools/vllm_builders.py times."""
+
 Run = dict[str, Any]
 
 
@@ -129,17 +132,17 @@ def sglang(runs: Sequence[Run]) -> list[str]:
 
 
 def vllm(runs: Sequence[Run]) -> list[str]:
-    """Host time of a step of two KV cache groups by the number of requests, and what it puts on the GPU."""
+    """Host time of a step of two KV cache groups by the number of requests, and what the largest puts on the GPU."""
+    both = ("published", "patched, flag on")
 
-    def row(case: str, requests: str) -> list[str]:
-        medians = (
-            [run[case]["host_us"][f"{way}, {requests}"][0] for run in runs] for way in ("published", "patched, flag on")
-        )
-        gpu = ([run[case]["launches"][way]["gpu_us"] for run in runs] for way in ("published", "patched, flag on"))
-        return [f"{case}, {requests}", *before_and_after(*medians), *before_and_after(*gpu)]
+    def row(case: str, bs: int) -> list[str]:
+        host = ([run[case]["host_us"][f"{way}, {bs} requests"][0] for run in runs] for way in both)
+        gpu = ([run[case]["launches"][way]["gpu_us"] for run in runs] for way in both)
+        on_gpu = before_and_after(*gpu) if bs == BATCH_SIZES[-1] else ["", "", ""]
+        return [f"{case}, {bs} request{'s' * (bs > 1)}", *before_and_after(*host), *on_gpu]
 
     heads = ["", "host us, published", "with the flag", "", "GPU us, published", "with the flag", ""]
-    return rows_of(heads, (row(case, f"{bs} requests") for case in runs[0] for bs in (1, 8, 32)))
+    return rows_of(heads, (row(case, bs) for case in runs[0] for bs in BATCH_SIZES))
 
 
 def nano_vllm(runs: Sequence[Run]) -> list[str]:
@@ -147,9 +150,10 @@ def nano_vllm(runs: Sequence[Run]) -> list[str]:
 
     def row(name: str) -> list[str]:
         host = ([run[tree]["host_us"][name][0] for run in runs] for tree in ("published", "patched"))
-        sequences = name.rpartition(", ")[2]
+        part, _, sequences = name.rpartition(", ")
         gpu = ([run[tree]["launches"][sequences]["gpu_us"] for run in runs] for tree in ("published", "patched"))
-        return [name, *before_and_after(*host), *before_and_after(*gpu)]
+        on_gpu = before_and_after(*gpu) if part == "before the graph" else ["", "", ""]
+        return [name, *before_and_after(*host), *on_gpu]
 
     heads = ["", "host us, published", "with the option", "", "GPU us, published", "with the option", ""]
     return rows_of(heads, map(row, runs[0]["published"]["host_us"]))

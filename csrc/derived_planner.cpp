@@ -22,11 +22,12 @@ constexpr bool is_number_dtype(DType dtype) {
   throw InvalidInput(pair, text, false, part);
 }
 
-// For explain: one warp goes through all of them.
-std::string time_of(const SumsTask& sums) {
+// For explain: one warp goes through all of them, by the kernel that can do all of the call's tasks.
+std::string time_of(const SumsTask& sums, bool plain) {
   if (sums.count <= kManyLengths) return "";
-  const double ns = kLengthNs[!is_plain_sum(sums.from, sums.to) ? 2 : sums.to == DType::Int64 ? 1 : 0];
-  return ", some " + std::to_string(static_cast<int64_t>(static_cast<double>(sums.count) * ns / 1000)) + " us";
+  const double ns = kLengthNs[!plain ? 2 : sums.to == DType::Int64 ? 1 : 0];
+  const auto us = static_cast<int64_t>(static_cast<double>(sums.count) * ns / 1000);
+  return ", some " + std::to_string(us) + " us on a GPU";
 }
 
 bool is_aligned(const TensorView& view) { return view.address % info(view.dtype).size == 0; }
@@ -542,7 +543,8 @@ std::pair<std::string, uint64_t> LaunchPlanner::derived_path(const PlannedTask& 
   switch (planned.task.code.operation) {
     case Operation::Sums: {
       const auto& sums = reinterpret_cast<const SumsTask&>(planned.record);
-      return {"sums of " + std::to_string(sums.count) + " by one warp" + time_of(sums),
+      const bool plain = std::ranges::all_of(tasks_, [](const PlannedTask& task) { return is_plain(task.kind); });
+      return {"sums of " + std::to_string(sums.count) + " by one warp" + time_of(sums, plain),
               static_cast<uint64_t>(sums.count + 1 + sums.rest) * info(sums.to).size};
     }
     case Operation::Plus: {

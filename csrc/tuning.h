@@ -25,10 +25,11 @@ constexpr uint64_t kMinPlainColumns = kWarpLanes / 2 + 1;
 // Shorter rows gain less from wide accesses than the launch loses by no longer being plain.
 constexpr int64_t kMinRaggedRowBytes = 4096;
 
-// Lengths that a lane loads at a time, of those that one warp sums up: "sums of up to 256 lengths step by step".
+// Lengths that a lane loads at a time, of those that one warp sums up; half as many where sums have 64 bits: "sums of
+// up to 256 lengths step by step".
 constexpr int kLaneLengths = 8;
-// What a sum of more lengths than that takes one warp, in ns for each on an H200, which explain tells of: of 32 bits,
-// of 64, of other integers. "sums of many lengths".
+// Of more lengths than kManyLengths explain tells what their sums take, in ns for each on an H200: sums of 32 bits, of
+// 64, and any in a launch that is not plain. "sums of many lengths".
 constexpr int64_t kManyLengths = 1024;
 constexpr double kLengthNs[] = {2.4, 3.8, 20};
 // So many warps share the rows of a table at most where lengths cut these: each goes on along its row, so that what

@@ -25,6 +25,9 @@ def _why_missing() -> str:
 
 try:
     import torch  # the binary resolves its symbols when it is loaded
+
+    if not hasattr(torch, "__version__"):  # a folder of that name is taken for a package
+        raise ModuleNotFoundError(f"{torch} is no module", name="torch")
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever began this process
+                sys.stdout.flush()
     except BrokenPipeError:
         # Nobody reads on, as of `| head`. Python flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,6 +95,8 @@ def _writable(text: str) -> Path:
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no directory {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: cannot be written")
     return path
 
 
@@ -110,8 +113,9 @@ def _demo(args: argparse.Namespace) -> int:
 
     from fused_copy import demo
 
-    if args.device == "cuda" and not torch.cuda.is_available():
-        print("fused-copy: --device cuda: this torch sees no GPU: `fused-copy env` says more", file=sys.stderr)
+    if args.device == "cuda" and default != "cuda":
+        if not torch.cuda.is_available():
+            print("fused-copy: --device cuda: this torch sees no GPU: `fused-copy env` says more", file=sys.stderr)
         return 2
     return demo.run(steps=args.steps, seed=args.seed, device=args.device or default, json=args.results)
 

@@ -128,6 +128,7 @@ def test_a_wrong_way_fails_the_run(monkeypatch, tmp_path, capsys, wrong):
         (["--json", "nowhere/bench.json"], "there is no directory nowhere"),
         (["--plot", "nowhere/bench.svg"], "there is no directory nowhere"),
         (["--plot", "bench.txt"], "expected a .pdf, .png or .svg file"),
+        (["--json", "."], ".: cannot be written"),
     ],
 )
 def test_refuses_before_it_measures(capsys, arguments, message):

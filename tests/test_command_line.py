@@ -86,6 +86,11 @@ def test_no_torch(tree):
     status, _, err = run("-S", *MODULE, "env", **options)
     assert status == 1 and wrong in err and "Traceback" not in err
 
+    (tree / "torch").mkdir()  # no module, but Python imports it
+    for command in ((*without_packages, "env"), ("-S", *MODULE)):
+        status, out, err = run(*command, **options)
+        assert status == 1 and wrong in out + err and "Traceback" not in err
+
 
 def test_a_clone_without_the_binary(tree):
     stand_in_torch(tree, "2.15.0")  # with -S, as an editable install of another clone would lend its binary
@@ -131,6 +136,14 @@ def test_nobody_reads_on(command):
     os.close(write)
     assert process.communicate(timeout=300)[1] == ""
     assert process.returncode == 1 or command == ("--help",)  # which argparse prints and some versions let pass
+
+
+def test_nobody_opened_a_standard_output():
+    program = [sys.executable, *CONSOLE_SCRIPT, "env"]
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *program], stderr=subprocess.PIPE, text=True, timeout=300
+    )
+    assert (closed.returncode, closed.stderr) == (subprocess.run(program, capture_output=True).returncode, "")
 
 
 def test_a_torch_without_numpy_does_not_warn(tmp_path):

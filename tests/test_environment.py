@@ -118,27 +118,33 @@ def refusal_to_build(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], 
     return refused.value.code
 
 
-@pytest.mark.parametrize(("kind", "name", "version"), [("branch", "topic", "main"), ("tag", "v1.2.3", "v1.2.3")])
-def test_links_of_what_an_index_shows(monkeypatch, kind, name, version):
-    """Built by the repository's workflow, none is to a file beside the README; built elsewhere the README stays."""
+def test_links_of_what_an_index_shows(monkeypatch, tmp_path):
+    """Built for a release, none is to a file beside the README; built elsewhere the README stays."""
     pytest.importorskip("setuptools")
     monkeypatch.chdir(ROOT)
-    for variable in ("REPOSITORY", "REF_NAME", "REF_TYPE"):
-        monkeypatch.delenv(f"GITHUB_{variable}", raising=False)
+    monkeypatch.delenv("FUSED_COPY_REPOSITORY", raising=False)
     index_metadata = runpy.run_path("setup.py")["index_metadata"]
     readme = (ROOT / "README.md").read_text()
     assert (index_metadata()["long_description"], index_metadata()["project_urls"]) == (readme, {})
 
-    for variable, value in {"REPOSITORY": "someone/fused-copy", "REF_NAME": name, "REF_TYPE": kind}.items():
-        monkeypatch.setenv(f"GITHUB_{variable}", value)
-    found, repository = index_metadata(), "https://github.com/someone/fused-copy"
-    links = re.findall(r"(!?)\[[^]]*\]\(([^)]+)\)", found["long_description"])
-    for picture, link in links:
-        file = link.removeprefix(f"{repository}/{'raw' if picture else 'blob'}/{version}/").partition("#")[0]
-        assert link.startswith("#") or (file != link and (ROOT / file).exists()), link
-    assert {picture for picture, _ in links} == {"", "!"} and any("#" in link[1:] for _, link in links)
+    repository = "https://github.com/someone/fused-copy"
+    monkeypatch.setenv("FUSED_COPY_REPOSITORY", repository)
+    monkeypatch.setenv("FUSED_COPY_REVISION", "v1.2.3")
+    found = index_metadata()
     assert found["project_urls"]["Repository"] == repository
-    assert found["project_urls"]["Changelog"] == f"{repository}/blob/{version}/CHANGELOG.md"
+    assert found["project_urls"]["Changelog"] == f"{repository}/blob/v1.2.3/CHANGELOG.md"
+    links = re.findall(r"\]\(([^)]+)\)", found["long_description"])
+    for link in links:
+        file = re.sub(rf"^{repository}/(raw|blob)/v1.2.3/", "", link).partition("#")[0]
+        assert link.startswith("#") or (file != link and (ROOT / file).exists()), link
+    assert any("/raw/" in link for link in links) and any("#" in link[1:] for link in links)
+
+    monkeypatch.chdir(tmp_path)
+    fence = "```python\nrow = table[0](1)\n```"
+    kept = f"[a](https://a.b/c) [d](#e) [f](mailto:g@h)\n\n{fence}\n"
+    Path("README.md").write_text(f"[![i](https://a.b/j.svg)](docs/k.md#l) ![m](n.svg)\n{kept}")
+    badge = f"[![i](https://a.b/j.svg)]({repository}/blob/v1.2.3/docs/k.md#l)"
+    assert index_metadata()["long_description"] == f"{badge} ![m]({repository}/raw/v1.2.3/n.svg)\n{kept}"
 
 
 @pytest.mark.parametrize(

@@ -589,16 +589,18 @@ def test_explain_tells_of_every_source():
 
 
 def test_explain_says_what_long_sums_cost():
-    def path(count, source, to):
-        told = fused_copy.explain([torch.zeros(count + 1, dtype=to)], [cu_seqlens(torch.ones(count, dtype=source))])
-        return told.pairs[0].path
+    def path(count, source, to, *others):
+        sums = torch.zeros(count + 1, dtype=to), cu_seqlens(torch.ones(count, dtype=source))
+        return fused_copy.explain(*zip(sums, *others, strict=True)).pairs[0].path
 
     assert path(1024, INT, INT).endswith("sums of 1024 by one warp")
     times = []
     for source, to in ((torch.int64, INT), (INT, torch.int64), (torch.int16, INT)):
-        found = re.fullmatch(r".*sums of 50000 by one warp, some (\d+) us", path(50000, source, to))
+        found = re.fullmatch(r".*sums of 50000 by one warp, some (\d+) us on a GPU", path(50000, source, to))
         times.append(int(found[1]))
     assert 100 <= times[0] < times[1] < times[2]
+    other = torch.zeros(4, dtype=torch.float16), torch.ones(4, dtype=INT)  # makes the launch one that is not plain
+    assert path(50000, INT, INT, other).endswith(f", some {times[2]} us on a GPU")
 
 
 def test_explain_refuses_what_goes_through_the_dispatcher():

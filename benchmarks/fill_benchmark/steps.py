@@ -35,7 +35,7 @@ def loop_us(calls: Sequence[Call], *, steps: int, every_step: bool = False) -> T
 
 def profile_kernel(call: Call) -> dict[str, object] | None:
     """Launch parameters and occupancy of the one kernel that a call launches, as the profiler's trace has them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
         call()
         synchronize()
     with tempfile.TemporaryDirectory() as folder:

@@ -315,6 +315,25 @@ def test_sums_that_wrap(to):
         assert torch.equal(found[1:], lengths.cumsum(0).to(to))
 
 
+@pytest.mark.parametrize("to", [torch.int32, torch.int64])
+@pytest.mark.parametrize("source", [torch.int32, torch.int64])
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 127, 128, 129, 256, 257, 1000])
+def test_sums_of_many_lengths_that_differ(count, source, to):
+    """With nothing else in the launch, so that the kernel of plain tasks makes them."""
+    random = torch.Generator().manual_seed(count)
+    bound = 2 ** (30 if source == torch.int32 else 62)
+    numbers = torch.randint(-bound, bound, (count,), generator=random, dtype=source)
+    spread = torch.zeros(count, 3, dtype=source, device="cuda")
+    spread[:, 1] = numbers.cuda()
+    wanted = torch.cat([torch.zeros(1, dtype=torch.int64), numbers.long().cumsum(0)]).to(to)
+    for lengths in (numbers.cuda(), spread[:, 1], numbers):
+        around = torch.full((count + 9, 2), 9, dtype=to, device="cuda")
+        fused_copy.replay([around[:-2, 1]], [cu_seqlens(lengths)], ["last"])
+        assert torch.equal(around[: count + 1, 1].cpu(), wanted)
+        assert (around[count + 1 : -2, 1] == wanted[-1].item()).all()
+        assert (around[:, 0] == 9).all() and (around[-2:] == 9).all()
+
+
 # --- memory that the GPU cannot read, or may not ------------------------------------------------------------------
 
 
