@@ -59,7 +59,7 @@ def test_profile_kernel_reads_the_one_kernel_of_the_trace(monkeypatch, kernels):
         def __enter__(self):
             return self
 
-    monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profile())
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: Profile())
     made = []
     expected = {"blocks": [66, 1, 1], "block_size": [128, 1, 1], "registers": 32, "occupancy_percent": 25}
     assert steps.profile_kernel(partial(made.append, 1)) == (expected if kernels == 1 else None)
