@@ -153,7 +153,7 @@ def index_metadata() -> dict[str, object]:
     readme = Path("README.md").read_text()
     urls = {}
     if repository := os.environ.get("FUSED_COPY_REPOSITORY"):
-        revision = os.environ["FUSED_COPY_REVISION"]
+        revision = os.environ.get("FUSED_COPY_REVISION", "main")
         urls = {
             "Repository": repository,
             "Documentation": f"{repository}/tree/{revision}/docs",

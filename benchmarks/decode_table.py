@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from readme_table import ROOT, settle, with_table
+from readme_table import ROOT, newest_of, settle, with_table
 
 BEGIN, END = "<!-- decode:begin -->", "<!-- decode:end -->"
 SCRIPT = ROOT / "examples" / "decode.py"
@@ -33,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="the folder")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page's table is another")
     args = parser.parse_args(argv)
-    runs = {path: json.loads(path.read_text()) for path in args.results.glob("decode-*.json")}
-    newest = max(runs, key=lambda path: runs[path]["machine"]["date"], default=None)
+    newest = newest_of(args.results.glob("decode-*.json"))
     text = ""
     if newest is not None:
-        text = table(runs[newest], *(os.path.relpath(path, args.page.parent) for path in (newest, SCRIPT)))
+        files = (os.path.relpath(path, args.page.parent) for path in (newest, SCRIPT))
+        text = table(json.loads(newest.read_text()), *files)
     new = with_table(args.page.read_text(), text, BEGIN, END)
     return settle(args.page, new, newest, "decode_table", check=args.check)
 

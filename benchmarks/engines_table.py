@@ -14,10 +14,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from readme_table import ROOT, format_us, settle, with_table
+from readme_table import ROOT, format_us, newest_of, settle, where_measured, with_table
 
 RESULTS = ROOT / "benchmarks" / "results" / "engines"
 PAGES = ROOT / "docs" / "integrations"
@@ -40,21 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         *((PAGES / f"{engine}.md", engine, table, (BEGIN, END)) for engine, table in TABLES.items()),
         (ROOT / "README.md", "mini-sglang", steps, README_MARKERS),
     ):
-        files = {path: json.loads(path.read_text()) for path in RESULTS.glob(f"{engine}-*.json")}
-        dates = {path: results["machine"]["date"] for path, results in files.items()}
-        newest = max(dates, key=dates.__getitem__)
-        results = files[newest]
-        text = "\n".join([*table(results["runs"]), "", caption(results["machine"], newest, page)])
+        newest = newest_of(RESULTS.glob(f"{engine}-*.json"))
+        assert newest is not None, f"{RESULTS} has no file of {engine}"
+        results = json.loads(newest.read_text())
+        where = where_measured(results["machine"], os.path.relpath(newest, page.parent))
+        text = "\n".join([*table(results["runs"]), "", where])
         new = with_table(page.read_text(), text, *markers)
         settled.append(settle(page, new, newest, "engines_table", check=args.check))
     return max(settled)
-
-
-def caption(machine: dict[str, str], file: Path, page: Path) -> str:
-    """Where and when it was measured, with a link to the file."""
-    link = f"[`{file.name}`]({Path(os.path.relpath(file, page.parent)).as_posix()})"
-    facts = (machine["gpu"], f"driver {machine['driver']}", f"torch {machine['torch']}", machine["date"][:10])
-    return f"{', '.join(facts)}, commit {machine['commit']}, {link}."
 
 
 def microseconds(us: float) -> str:
@@ -84,36 +76,42 @@ def rows_of(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def batches(runs: Sequence[Run], part: str, **kind: int) -> list[list[str]]:
-    """Of the decode steps with padded batches of so many requests, in the runs of a kind."""
-    of_kind = [run for run in runs if all(run[name] == value for name, value in kind.items())]
+def batches(runs: Sequence[Run], part: str) -> list[list[str]]:
+    """Of the decode steps with padded batches of so many requests."""
     return [
         [
             " to ".join(dict.fromkeys(batch.split("-"))),
-            *before_and_after(*([run[tree][batch][part] for run in of_kind] for tree in ("published", "patched"))),
+            *before_and_after(*([run[tree][batch][part] for run in runs] for tree in ("published", "patched"))),
         ]
-        for batch in of_kind[0]["published"]
+        for batch in runs[0]["published"]
     ]
+
+
+def made_and_whole(runs: Sequence[Run], patched: str) -> list[str]:
+    """Making a step's inputs, and whole steps, by batch."""
+    made, whole = (batches(runs, part) for part in ("made", "step"))
+    heads = ["requests", "inputs made, us", patched, "", "whole step, us", patched, ""]
+    return rows_of(heads, (row + more[1:] for row, more in zip(made, whole, strict=True)))
 
 
 def steps(runs: Sequence[Run]) -> list[str]:
     """What the README shows of mini-sglang."""
-    made, whole = (batches(runs, part, layers=16, page_size=1) for part in ("made", "step"))
-    heads = ["requests", "inputs made, us", "with fused-copy", "", "whole step, us", "with fused-copy", ""]
-    return rows_of(heads, (row + more[1:] for row, more in zip(made, whole, strict=True)))
+    return made_and_whole([run for run in runs if kind_of(run) == (16, 1)], "with fused-copy")
 
 
 def mini_sglang(runs: Sequence[Run]) -> list[str]:
-    """Making a step's inputs, and whole steps, by batch, of each kind of run."""
+    """The same of each kind of run."""
     lines = []
-    for layers, page_size in dict.fromkeys((run["layers"], run["page_size"]) for run in runs):
-        kind = {"layers": layers, "page_size": page_size}
-        made, whole = (batches(runs, part, **kind) for part in ("made", "step"))
-        pairs = sum(all(run[name] == value for name, value in kind.items()) for run in runs)
-        lines += ["", f"{layers} layers, pages of {page_size}, {pairs} pair{'s' * (pairs > 1)} of processes:", ""]
-        heads = ["requests", "inputs made, us", "with the flag", "", "whole step, us", "with the flag", ""]
-        lines += rows_of(heads, (row + more[1:] for row, more in zip(made, whole, strict=True)))
+    for layers, page_size in dict.fromkeys(map(kind_of, runs)):
+        of_kind = [run for run in runs if kind_of(run) == (layers, page_size)]
+        pairs = f"{len(of_kind)} pair{'s' * (len(of_kind) > 1)} of processes"
+        lines += ["", f"{layers} layers, pages of {page_size}, {pairs}:", "", *made_and_whole(of_kind, "with the flag")]
     return lines[1:]
+
+
+def kind_of(run: Run) -> tuple[int, int]:
+    """The model's layers and the tokens of a page."""
+    return run["layers"], run["page_size"]
 
 
 def ways(runs: Sequence[Run], metric: str, name: str, one: str, other: str) -> list[str]:

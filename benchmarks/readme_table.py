@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,17 @@ def settle(page: Path, text: str, source: Path | None, tool: str, *, check: bool
 
 def newest(folder: Path) -> Path:
     """The file of the benchmark's latest run that was not stopped; decode-*.json are of examples/decode.py."""
-    files = [path for path in folder.glob("*.json") if not path.name.startswith("decode-")]
+    found = newest_of(path for path in folder.glob("*.json") if not path.name.startswith("decode-"))
+    if found is None:
+        raise ValueError(f"there is no results file in {folder}")
+    return found
+
+
+def newest_of(files: Iterable[Path]) -> Path | None:
+    """The file of the latest run, of those that were not stopped."""
     runs = {path: json.loads(path.read_text()) for path in files}
     dates = {path: run["machine"]["date"] for path, run in runs.items() if run.get("complete", True)}
-    if not dates:
-        raise ValueError(f"there is no results file in {folder}")
-    return max(dates, key=dates.__getitem__)
+    return max(dates, key=dates.__getitem__, default=None)
 
 
 def with_table(page: str, table: str, begin: str = BEGIN, end: str = END) -> str:
@@ -161,6 +166,12 @@ def table(results: dict[str, Any], file: str) -> str:
 
 def caption(machine: Mapping[str, Any], file: str, more: str = "") -> str:
     """What was measured, where and when, with a link to the results; ``more`` is said of the medians."""
+    step = f"The six tensors of a decode step, bs {POINT['bs']}, page table {POINT['max_seqlen_k']} wide"
+    return f"{step}. Medians, in `torch.inference_mode()`{more}. {where_measured(machine, file)}"
+
+
+def where_measured(machine: Mapping[str, Any], file: str) -> str:
+    """The machine and the date, with a link to the results."""
     facts = [
         machine["gpu"] or machine["cpu"],
         machine["driver"] and f"driver {machine['driver']}",
@@ -169,8 +180,7 @@ def caption(machine: Mapping[str, Any], file: str, more: str = "") -> str:
         machine["commit"] and f"commit {machine['commit']}",
         f"[`{Path(file).name}`]({Path(file).as_posix()})",
     ]
-    step = f"The six tensors of a decode step, bs {POINT['bs']}, page table {POINT['max_seqlen_k']} wide"
-    return f"{step}. Medians, in `torch.inference_mode()`{more}. {', '.join(filter(None, facts))}."
+    return f"{', '.join(filter(None, facts))}."
 
 
 def _time(rows: dict[str, Any], way: str) -> tuple[str, str]:

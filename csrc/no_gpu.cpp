@@ -10,8 +10,7 @@ extern const GpuBuild kGpuBuild = {};
 void launch_on_gpu(std::span<const PlannedLaunch>, int) {
   throw std::runtime_error(
       "fused_copy: this build has no GPU code: put nvcc 12.9 or newer on PATH and install again, in a clone: pip "
-      "install "
-      "--force-reinstall --no-deps .");
+      "install --force-reinstall --no-deps .");
 }
 
 std::optional<uint64_t> pinned_address(uint64_t, int64_t, int) { return std::nullopt; }

@@ -12,8 +12,8 @@ from sphinx.util.inspect import TypeAliasForwardRef
 import fused_copy
 
 ROOT = Path(__file__).parents[1]
-# Whoever publishes a fork's site links to the fork.
-REPOSITORY = f"https://github.com/{os.environ.get('GITHUB_REPOSITORY', 'fused-copy/fused-copy')}"
+# Of whoever publishes the site, as setup.py has it for the links of a release.
+REPOSITORY = os.environ.get("FUSED_COPY_REPOSITORY", "https://github.com/fused-copy/fused-copy")
 
 project = "fused-copy"
 release = version = fused_copy.__version__

@@ -5,6 +5,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 OLDEST_TORCH = (2, 9)
+NEEDS_TORCH = "needs torch {}.{} or newer".format(*OLDEST_TORCH)
 
 
 def _import_error(text: str) -> ImportError:
@@ -31,12 +32,11 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    raise _import_error(f"needs torch 2.9 or newer: there is none for {sys.executable}: pip install torch") from error
+    raise _import_error(f"{NEEDS_TORCH}: there is none for {sys.executable}: pip install torch") from error
 
 if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
     raise _import_error(
-        f"needs torch 2.9 or newer: this is {torch.__version__}, {Path(torch.__file__).parent}: "
-        "pip install --upgrade torch"
+        f"{NEEDS_TORCH}: this is {torch.__version__}, {Path(torch.__file__).parent}: pip install --upgrade torch"
     )
 
 try:
