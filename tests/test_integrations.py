@@ -70,14 +70,14 @@ def test_it_is_a_patch(patch):
 
 # --- mini-sglang --------------------------------------------------------------------------------------------------
 
-SCHEDULER = "python/minisgl/scheduler/scheduler.py"
+SCHEDULER, CACHE = "python/minisgl/scheduler/scheduler.py", "python/minisgl/scheduler/cache.py"
 
 
 def minisgl(page_size, width=64, max_bs=8):
     """The scheduler, the cache manager and the graph runner, as far as the patch's functions use them."""
     added = {"fused_copy": fused_copy, "rows": fused_copy.rows, "cu_seqlens": fused_copy.cu_seqlens, "torch": torch}
-    added["ForwardInput"] = SimpleNamespace
-    for file in (SCHEDULER, "python/minisgl/scheduler/cache.py", "python/minisgl/engine/graph.py"):
+    added |= {"ForwardInput": SimpleNamespace, "ENV": SimpleNamespace(USE_FUSED_COPY=True)}
+    for file in (SCHEDULER, CACHE, "python/minisgl/engine/graph.py"):
         exec("\n".join(["from __future__ import annotations", *defined("mini-sglang", file)]), added)
     buffers = capture_buffers(max_bs, width // page_size)
     runner = SimpleNamespace(
@@ -90,10 +90,11 @@ def minisgl(page_size, width=64, max_bs=8):
     )
     added["_plan_inputs"](runner)
     page_table = torch.randint(width // page_size, (max_bs + 1, width), dtype=torch.int32) * page_size
-    cache = SimpleNamespace(page_size=page_size, device=runner.device, page_table=page_table)
+    cache = SimpleNamespace(page_size=page_size)
+    names = {"self": cache, "page_table": page_table, "page_size": page_size, "num_pages": 200, "device": runner.device}
+    exec(block("mini-sglang", CACHE, "+", "ENV.USE_FUSED_COPY:\n    assert"), added | names)
     cache._allocate = lambda pages: torch.arange(100, 100 + pages, dtype=torch.int32) * page_size
-    cache._page_to_token = lambda pages: (pages[:, None] + torch.arange(page_size, dtype=torch.int32)).flatten()
-    cache.allocate_pages_at = lambda slots: added["allocate_pages_at"](cache, slots)
+    cache.allocate_pages_at = lambda pages: added["allocate_pages_at"](cache, pages)
     engine = SimpleNamespace(graph_runner=runner, page_table=page_table, attn_backend=runner.attn_backend)
     engine.sampler = SimpleNamespace(prepare=lambda batch: "arguments")
     tokens = torch.randint(1000, page_table.shape, dtype=torch.int32)
@@ -109,7 +110,7 @@ def test_minisgl_makes_what_the_scheduler_makes(page_size, lens):
     runner, table = scheduler.engine.graph_runner, scheduler.engine.page_table
 
     def request(row, length):
-        return SimpleNamespace(table_idx=row, cached_len=length - 1, device_len=length, can_decode=length % 2 == 0)
+        return SimpleNamespace(table_idx=row, cached_len=length - 1, device_len=length, remain_len=length % 2)
 
     reqs = [request(row, length) for row, length in enumerate(lens, start=2)]
     padded = reqs + [request(8, 1)] * (-len(reqs) % 4)
@@ -138,14 +139,19 @@ def test_minisgl_makes_what_the_scheduler_makes(page_size, lens):
         assert torch.equal(row[:pages], expected[req.table_idx, ::page_size][:pages] // page_size)
     write_rows, write_positions = (written.tolist() for written in prepared.write_tuple)
     assert write_rows == rows[: len(reqs)]
-    assert write_positions == [req.device_len if req.can_decode else -1 for req in reqs]
+    assert write_positions == [req.device_len if req.remain_len else -1 for req in reqs]
+
+
+def test_minisgl_rows_hold_whole_pages():
+    with pytest.raises(AssertionError, match="whole pages"):  # or a row's last page would reach into the next row
+        minisgl(page_size=16, width=72)
 
 
 def test_minisgl_back_ends_without_buffers_prepare_as_before():
     scheduler, prepare = minisgl(1)
     runner, prepared = scheduler.engine.graph_runner, []
     runner.attn_buffers, scheduler.engine.attn_backend.prepare_metadata = {}, prepared.append
-    req = SimpleNamespace(table_idx=0, cached_len=4, device_len=5, can_decode=True)
+    req = SimpleNamespace(table_idx=0, cached_len=4, device_len=5, remain_len=1)
     batch = SimpleNamespace(reqs=[req], padded_reqs=[req], size=1)
     prepare(batch)
     assert prepared == [batch] and "page_table" not in batch.graph_inputs
