@@ -12,9 +12,10 @@ from pathlib import Path
 
 from setuptools import setup
 
-# Machine code for every GPU generation that CUDA 12.9 and 13 both know. PTX for the one that they name differently, of
-# compute capability 11.0, and for those to come: the driver compiles PTX for any newer GPU.
-GPU_ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+# Machine code for every GPU generation that CUDA 12.9 and 13 both know, under the oldest whose PTX becomes the same
+# machine code as their own: making PTX takes longest. PTX for the one that they name differently, of compute capability
+# 11.0, and for those to come: the driver compiles PTX for any newer GPU.
+MACHINE_CODE = {"75": ["75"], "80": ["80", "86", "89"], "90": ["90"], "100": ["100", "120"]}
 PTX = "100"
 OLDEST_CUDA = (12, 9)
 OLDEST_GCC = 11
@@ -128,7 +129,7 @@ def build() -> dict[str, object]:
         # torch without CUDA, or with another CUDA version than nvcc's, builds the same binary.
         cpp_extension.CUDA_HOME = cuda_home
         cpp_extension._check_cuda_version = lambda *_: None
-        code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in GPU_ARCHITECTURES]
+        pairs = [(ptx, sm) for ptx, made in MACHINE_CODE.items() for sm in made]
         arguments["extra_compile_args"]["nvcc"] = [
             "-std=c++20",
             "-O3",
@@ -137,8 +138,9 @@ def build() -> dict[str, object]:
             # Drivers older than CUDA 12.4 cannot read it: those that run what CUDA 13 builds all can.
             *(["--compress-mode=size"] if cuda_version >= (13, 0) else []),
             "-Xcompiler=-fvisibility=hidden",
-            *code,
+            *(f"-gencode=arch=compute_{ptx},code=sm_{sm}" for ptx, sm in pairs),
             f"-gencode=arch=compute_{PTX},code=compute_{PTX}",
+            r"-DFUSED_COPY_MACHINE_CODE=" + r"\,".join(sm for _, sm in pairs),  # a comma alone begins another macro
             f"-DFUSED_COPY_PTX={PTX}",
         ]
         arguments["extra_link_args"] += ["-lcudart_static", "-lrt", "-lpthread"]

@@ -24,9 +24,9 @@ void launch_nothing(int device_index);
 
 // What nvcc built: nothing where there was none.
 struct GpuBuild {
-  int cuda_version;                    // as CUDART_VERSION
-  std::span<const int> architectures;  // of machine code
-  int ptx;                             // 100 for compute capability 10.0
+  int cuda_version;                   // as CUDART_VERSION
+  std::span<const int> machine_code;  // 75 for compute capability 7.5
+  int ptx;
 };
 extern const GpuBuild kGpuBuild;
 

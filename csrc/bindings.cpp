@@ -159,11 +159,11 @@ void check_described(py::list dst, py::list src, py::object fill) {
 
 // What the binary was built with and for; None where that is the CPU alone.
 py::object build_info() {
-  const auto& [cuda_version, architectures, ptx] = kGpuBuild;
-  if (architectures.empty()) return py::none();
-  py::tuple machine_code(architectures.size());
-  for (size_t i = 0; i < architectures.size(); ++i) machine_code[i] = architectures[i] / 10;
-  return py::dict(py::arg("cuda") = cuda_version, py::arg("machine_code") = machine_code,
+  const auto& [cuda_version, machine_code, ptx] = kGpuBuild;
+  if (machine_code.empty()) return py::none();
+  py::tuple compute_capabilities(machine_code.size());
+  for (size_t i = 0; i < machine_code.size(); ++i) compute_capabilities[i] = machine_code[i];
+  return py::dict(py::arg("cuda") = cuda_version, py::arg("machine_code") = compute_capabilities,
                   py::arg("ptx") = py::make_tuple(ptx));
 }
 
@@ -208,7 +208,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module, py::mod_gil_not_used()) {
   using namespace fused_copy;
-  module.attr("has_gpu_code") = !kGpuBuild.architectures.empty();
+  module.attr("has_gpu_code") = !kGpuBuild.machine_code.empty();
   module.attr("build_info") = build_info();
   module.attr("registers_op") = registers_op();
   module.attr("replay") = py::reinterpret_steal<py::object>(PyCFunction_New(&replay_method, nullptr));

@@ -254,11 +254,11 @@ const void* kernel_symbol(int number, std::integer_sequence<int, kNumbers...>) {
   return symbols[number];
 }
 
-constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // 750 for compute capability 7.5
+constexpr int kMachineCode[] = {FUSED_COPY_MACHINE_CODE};
 
 }  // namespace
 
-extern const GpuBuild kGpuBuild = {CUDART_VERSION, kArchitectures, FUSED_COPY_PTX};
+extern const GpuBuild kGpuBuild = {CUDART_VERSION, kMachineCode, FUSED_COPY_PTX};
 
 const void* kernel_symbol(int number) { return kernel_symbol(number, std::make_integer_sequence<int, kKernels>()); }
 

@@ -294,7 +294,7 @@ std::unique_ptr<GraphCopy> GraphCopy::capture(py::object plan, const py::object&
         "fused_copy: this torch does not tell its CUDA graphs' addresses (CUDAGraph.raw_cuda_graph and "
         "raw_cuda_graph_exec), which an update needs: record plan.replay instead");
   }
-  if (kGpuBuild.architectures.empty()) launch_on_gpu({}, device.index);  // which says what to install
+  if (kGpuBuild.machine_code.empty()) launch_on_gpu({}, device.index);  // which says what to install
   std::string refusal;
   if (graph_pointer(torch_api.graph, graph, &refusal) != nullptr) {
     throw std::runtime_error("fused_copy: the graph was captured already: call capture within torch.cuda.graph(graph)");
