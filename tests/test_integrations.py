@@ -110,7 +110,7 @@ def test_minisgl_makes_what_the_scheduler_makes(page_size, lens):
     runner, table = scheduler.engine.graph_runner, scheduler.engine.page_table
 
     def request(row, length):
-        return SimpleNamespace(table_idx=row, cached_len=length - 1, device_len=length, remain_len=length % 2)
+        return SimpleNamespace(table_idx=row, cached_len=length - 1, device_len=length, can_decode=length % 2 == 0)
 
     reqs = [request(row, length) for row, length in enumerate(lens, start=2)]
     padded = reqs + [request(8, 1)] * (-len(reqs) % 4)
@@ -139,7 +139,7 @@ def test_minisgl_makes_what_the_scheduler_makes(page_size, lens):
         assert torch.equal(row[:pages], expected[req.table_idx, ::page_size][:pages] // page_size)
     write_rows, write_positions = (written.tolist() for written in prepared.write_tuple)
     assert write_rows == rows[: len(reqs)]
-    assert write_positions == [req.device_len if req.remain_len else -1 for req in reqs]
+    assert write_positions == [req.device_len if req.can_decode else -1 for req in reqs]
 
 
 def test_minisgl_rows_hold_whole_pages():
@@ -151,7 +151,7 @@ def test_minisgl_back_ends_without_buffers_prepare_as_before():
     scheduler, prepare = minisgl(1)
     runner, prepared = scheduler.engine.graph_runner, []
     runner.attn_buffers, scheduler.engine.attn_backend.prepare_metadata = {}, prepared.append
-    req = SimpleNamespace(table_idx=0, cached_len=4, device_len=5, remain_len=1)
+    req = SimpleNamespace(table_idx=0, cached_len=4, device_len=5, can_decode=True)
     batch = SimpleNamespace(reqs=[req], padded_reqs=[req], size=1)
     prepare(batch)
     assert prepared == [batch] and "page_table" not in batch.graph_inputs
@@ -175,6 +175,16 @@ def test_minisgl_back_ends_without_buffers_prepare_as_before():
 def test_minisgl_flag_is_off_by_default():
     (line,) = blocks("mini-sglang", "python/minisgl/env.py", "+")
     assert line == "USE_FUSED_COPY = EnvBool(False)"  # MINISGL_ comes before every name there
+
+
+def test_minisgl_replaces_no_more_of_what_runs_without_the_flag():
+    removed = re.findall(r"^-(?!--|from typing) *(.*)", PATCHES["mini-sglang"].read_text(), re.MULTILINE)
+    assert removed == [
+        "self.buffer.copy_from(batch)",
+        "self.attn_backend.prepare_for_replay(batch)",
+        "input_tuple: Indice2D  # (token_mapping, positions)",
+        "batch.input_ids = self.token_pool[input_mapping]",
+    ]
 
 
 # --- SGLang -------------------------------------------------------------------------------------------------------
