@@ -144,7 +144,7 @@ def test_minisgl_makes_what_the_scheduler_makes(page_size, lens):
 
 def test_minisgl_rows_hold_whole_pages():
     with pytest.raises(AssertionError, match="whole pages"):  # or a row's last page would reach into the next row
-        minisgl(page_size=16, width=72)
+        minisgl(page_size=16, width=72, max_bs=7)  # of all rows together there are whole pages
 
 
 def test_minisgl_back_ends_without_buffers_prepare_as_before():
