@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from statistics import median
 
 from fill_benchmark.peers import CONTIGUOUS, GRAPH_REPLAY, OP, PLAN, SIX_COPIES, UPDATE_AND_REPLAY
 from fill_benchmark.report import Row
@@ -98,6 +99,12 @@ def _unsteady(medians: Medians, rows: Sequence[Row]) -> Lines:
             yield f"{point}: p90 is above {UNSTEADY} x p10 for {len(wide)} of {len(ways)} ways"
 
 
+def _passes(medians: Medians, rows: Sequence[Row]) -> Lines:
+    ratios = [max(row.passes) / min(row.passes) for row in rows if row.passes]
+    if ratios:
+        yield f"a way's slowest pass takes {median(ratios):.2f} x its quickest (median), {max(ratios):.2f} x at most"
+
+
 UNSTEADY = 1.25
 
 QUESTIONS: dict[str, Callable[[Medians, Sequence[Row]], Lines]] = {
@@ -108,5 +115,6 @@ QUESTIONS: dict[str, Callable[[Medians, Sequence[Row]], Lines]] = {
     "Launch parameters, and occupancy as the profiler estimates it": _launches,
     "How busy is the GPU during the copies, by its time over the host's?": _utilization,
     "Latency and replays per second of a decode step with a small model": _latency,
+    "How much do the passes of host times differ?": _passes,
     "Where did the machine disturb most ways?": _unsteady,
 }

@@ -22,7 +22,7 @@ class Row:
     """One peer at one point: times in us per call, ``bytes`` and ``launches`` per call too.
 
     ``metric`` is what was timed, as in :class:`fill_benchmark.sections.Section`; ``kernel`` the launch parameters and
-    the occupancy, where the section looks at them.
+    the occupancy, where the section looks at them; ``passes`` the medians of all passes, where there were several.
     """
 
     section: str
@@ -37,6 +37,7 @@ class Row:
     p10: float
     p90: float
     kernel: dict[str, object] | None = None
+    passes: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def serialize(results: Results) -> str:
 
 def _plain(item: Row | Verdict) -> dict[str, object]:
     plain = {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(item).items()}
-    if plain.get("kernel", item) is None:
-        del plain["kernel"]
-    return plain
+    return {key: value for key, value in plain.items() if value is not None or key not in ("kernel", "passes")}
 
 
 def read(path: Path) -> Results:

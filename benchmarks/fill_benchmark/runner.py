@@ -17,13 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fill_benchmark import native, report
 from fill_benchmark.answers import answer
-from fill_benchmark.sections import ON_CPU, SECTIONS, measure
+from fill_benchmark.sections import ON_CPU, SECTIONS, measure, quickest_passes
 from fill_benchmark.targets import evaluate
 from fused_copy.bench import WrongResult, plain_console
 from fused_copy.timing import machine
 
 IMPORT = "import"
 """The section that times no calls, but ``import fused_copy``."""
+
+PASSES = 3
+"""How often host times are taken, minutes apart: a machine's host may be slower for as long as several points take."""
 
 
 def run(
@@ -79,16 +82,18 @@ def run(
                 start = time.perf_counter()
                 native.compile_all()
                 seconds["compile"] = round(time.perf_counter() - start, 1)
-            for name in (name for name in SECTIONS if name in sections):
-                start = time.perf_counter()
-                _run_section(name, device, quick, progress, left_out, rows)
-                seconds[name] = round(time.perf_counter() - start, 1)
+            for number in range(1 if quick else PASSES):
+                for name in (name for name in SECTIONS if name in sections):
+                    start = time.perf_counter()
+                    _run_section(name, device, quick, number, progress, left_out, rows)
+                    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 1)
     except WrongResult as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         complete = False
         console.print("\nstopped; what was measured until then:")
+    rows = quickest_passes(rows)
     verdicts = evaluate(rows, package) if device.type == "cuda" else []  # the targets are a GPU's
     results = report.Results(facts, quick, rows, verdicts, answer(rows), seconds, package, complete)
     report.print_answers(console, results.answers)
@@ -116,15 +121,17 @@ def _run_section(
     name: str,
     device: torch.device,
     quick: bool,
+    number: int,
     progress: Progress,
     left_out: Callable[[str, str], object],
     rows: list[report.Row],
 ) -> None:
-    """Adds each point's rows to ``rows`` once it is measured."""
+    """Adds each point's rows to ``rows`` once it is measured; passes but the first are of host times alone."""
     section = SECTIONS[name](device, quick)
-    for make_point in progress.track(section.points, description=name):
+    metrics = [metric for metric in section.metrics if number == 0 or metric == "host"]
+    for make_point in progress.track(section.points if metrics else (), description=f"{name}, pass {number + 1}"):
         progress.refresh()
-        point = measure(name, section.metrics, make_point(), quick=quick, profiled=section.profiled, left_out=left_out)
+        point = measure(name, metrics, make_point(), quick=quick, profiled=section.profiled, left_out=left_out)
         for _, of_metric in groupby(point, key=lambda row: row.metric):
             report.print_point(progress.console, list(of_metric))
         rows += point

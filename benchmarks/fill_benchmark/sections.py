@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -404,6 +404,22 @@ def measure(
             for i, timing in timings.items()
         ]
     return rows
+
+
+def quickest_passes(rows: Iterable[Row]) -> list[Row]:
+    """One row for each way at each point: of the pass in which all ways of the point together took least."""
+    points: dict[tuple[object, ...], dict[tuple[str, str], list[Row]]] = {}
+    for row in rows:
+        ways = points.setdefault((row.section, row.metric, row.workload, *row.point.items()), {})
+        ways.setdefault((row.case, row.peer), []).append(row)
+    found = []
+    for ways in points.values():
+        totals = [sum(row.median for row in rows_of_pass) for rows_of_pass in zip(*ways.values(), strict=True)]
+        quickest = totals.index(min(totals))
+        for passes in ways.values():
+            medians = [round(row.median, 4) for row in passes]
+            found.append(replace(passes[quickest], passes=medians) if len(passes) > 1 else passes[0])
+    return found
 
 
 def _checked(workload: Workload, cannot: dict[str, list[str]]) -> Iterable[tuple[str, Peer]]:

@@ -18,7 +18,7 @@ def full_rows():
             metrics = ["host", "gpu"] if name in ("scale", "values", "rows") else section.metrics
             rows += [
                 report.Row(name, metric, w.kind, w.point, w.case, w.bytes, way, 1, us := times.get(way, 5.0), us, us,
-                           {"blocks": [1, 1, 1]} if section.profiled else None)
+                           {"blocks": [1, 1, 1]} if section.profiled else None, [us] * 3 if metric == "host" else None)
                 for make_point in section.points
                 for w in make_point()
                 for metric in metrics

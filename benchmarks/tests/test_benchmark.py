@@ -114,7 +114,9 @@ def test_quick_gpu_run(tmp_path):
     assert results.machine["gpu"] == torch.cuda.get_device_name()
     assert {row.launches for row in results.rows if row.peer == REPLAY and row.metric == "gpu"} == {1}
     assert {row.launches for row in results.rows if row.peer == SIX_COPIES and row.workload == "decode"} == {6}
-    assert set(results.answers) | {"Where did the machine disturb most ways?"} == set(answers.QUESTIONS)
+    # A quick run has one pass, and need not be disturbed.
+    perhaps = {"Where did the machine disturb most ways?", "How much do the passes of host times differ?"}
+    assert set(results.answers) | perhaps == set(answers.QUESTIONS)
     unmeasured = [v.figure for v in results.targets if v.met is None]
     # Too large for a quick run, or compiled, or not on its command line, or not resolved by one sample.
     not_here = ("32 MB", "tvm-ffi", "reads its tensors", "wheel", "build")
@@ -143,6 +145,49 @@ def test_ctrl_c_keeps_what_was_measured(monkeypatch, tmp_path, capsys, points):
     assert len(list(tmp_path.glob("*.svg"))) == points
     with pytest.raises(ValueError, match="no results file"):
         newest(tmp_path)
+
+
+def test_each_points_quickest_pass_counts(monkeypatch, tmp_path):
+    us = iter([(5.0, 9.0), (8.0, 2.0), (6.0, 6.0)])  # in the second the two ways together take least
+    row = report.Row("scale", "host", "pairs", {"pairs": 6}, "", 8, "way", 1, 0.0, 0.0, 0.0)
+
+    def measured(section, metrics, cases, **options):
+        assert (section, list(metrics)) == ("scale", ["host"])
+        return [replace(row, peer=peer, median=time) for peer, time in zip("ab", next(us), strict=True)]
+
+    monkeypatch.setattr("fill_benchmark.runner.measure", measured)
+    one_point = sections.Section(["host"], [lambda: ()])
+    monkeypatch.setitem(sections.SECTIONS, "scale", lambda device, quick: one_point)
+    path = tmp_path / "results.json"
+    assert main(["--section", "scale", "--json", str(path)]) == 0
+    results = report.read(path)
+    assert [(row.peer, row.median, row.passes) for row in results.rows] == [
+        ("a", 8.0, [5.0, 8.0, 6.0]),
+        ("b", 2.0, [9.0, 2.0, 6.0]),
+    ]
+    assert results.answers["How much do the passes of host times differ?"] == [
+        "a way's slowest pass takes 3.05 x its quickest (median), 4.50 x at most"
+    ]
+
+
+def test_later_passes_take_host_times_alone(monkeypatch, tmp_path):
+    passes = []
+
+    def measured(section, metrics, cases, **options):
+        passes.append(list(metrics))
+        row = report.Row("scale", "", "pairs", {"pairs": 6}, "", 8, "way", 1, 1.0, 1.0, 1.0)
+        return [replace(row, metric=metric) for metric in metrics]
+
+    monkeypatch.setattr("fill_benchmark.runner.measure", measured)
+    for name, metrics in (("scale", ["host", "gpu"]), ("host", ["gpu"])):
+        section = sections.Section(metrics, [lambda: ()])
+        monkeypatch.setitem(sections.SECTIONS, name, lambda device, quick, section=section: section)
+    path = tmp_path / "results.json"
+    assert main(["--section", "scale,host", "--json", str(path)]) == 0
+    assert sorted(passes) == [["gpu"], ["host"], ["host"], ["host", "gpu"]]
+    assert [(row.metric, row.passes) for row in report.read(path).rows if row.metric == "host"] == [
+        ("host", [1.0, 1.0, 1.0])
+    ]
 
 
 def test_any_part_of_a_run_can_be_evaluated(full_rows):
