@@ -17,7 +17,19 @@ from pathlib import Path
 
 from fill_benchmark import peers, report, sources
 from fill_benchmark.targets import Medians, evaluate, place, share
-from readme_table import POINT, ROOT, STEP_PICTURE, WAYS, caption, format_us, newest, pictures, settle, with_table
+from readme_table import (
+    PICTURES,
+    POINT,
+    ROOT,
+    STEP_PICTURE,
+    WAYS,
+    caption,
+    format_us,
+    newest,
+    pictures,
+    settle,
+    with_table,
+)
 
 WORDS = {True: "met", False: "**missed**", None: "not measured"}
 CODE = re.compile(r"[a-z_]*(?:[a-z]_|\.[a-z])[a-z_]*(?:\([\w=]*\))?")
@@ -42,6 +54,14 @@ FLOORS = {
 }
 
 
+SOURCES = {
+    "values": "Host and GPU time of host values over the number of requests",
+    "rows": "Host and GPU time of lengths, sums and page rows over the number of requests",
+    "rows-width": "Host and GPU time of lengths, sums and page rows over the tokens of a row",
+}
+"""What pictures show of sources that are made in the launch, as ``PICTURES`` does of copies."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -57,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = with_table(page, "\n".join(lines), *markers(name))
     step = [*pictures(path, file, STEP_PICTURE), "", caption(results.machine, file)]
     page = with_table(page, "\n".join(step), *markers("step"))
-    page = with_table(page, "\n".join(pictures(path, file)), *markers("curves"))
+    for name, names in (("curves", PICTURES), ("sources", SOURCES)):
+        page = with_table(page, "\n".join(pictures(path, file, names)), *markers(name))
     return settle(args.page, page, path, "performance_tables", check=args.check)
 
 

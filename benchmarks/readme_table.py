@@ -117,7 +117,7 @@ def with_table(page: str, table: str, begin: str = BEGIN, end: str = END) -> str
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
-def pictures(path: Path, file: str, names: Mapping[str, str] = PICTURES) -> list[str]:
+def pictures(path: Path, file: str, names: Mapping[str, str]) -> list[str]:
     """Links to the pictures of a results file, a blank line before each. One drawn from other results is an error."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = []

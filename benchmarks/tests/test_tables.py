@@ -155,11 +155,12 @@ def test_the_page_has_the_tables_of_the_newest_run():
 def test_performance_tables_are_made_of_the_rows(full_rows, tmp_path, capsys):
     path, page = tmp_path / "run.json", tmp_path / "page.md"
     write(replace(results(), rows=full_rows, package={"import_ms": 12.345}), path)
-    blocks = [*performance_tables.TABLES, "step", "curves"]
+    blocks = [*performance_tables.TABLES, "step", "curves", "sources"]
     places = ["\nold\n".join(performance_tables.markers(name)) for name in blocks]
     page.write_text("\n".join(["before", *places, "after\n"]))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name in (plots.STEP_PICTURE, *readme_table.PICTURES):
+    drawn = (plots.STEP_PICTURE, *readme_table.PICTURES, *performance_tables.SOURCES)
+    for name in drawn:
         (tmp_path / f"run-{name}.svg").write_text(f"<svg>sha256 {digest}</svg>")
     arguments = [str(path), "--page", str(page)]
     assert performance_tables.main([*arguments, "--check"]) == 1
@@ -180,7 +181,7 @@ def test_performance_tables_are_made_of_the_rows(full_rows, tmp_path, capsys):
     assert "| 64 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 1.00 | 3.00 |" in lines
     assert "| 256 | 32768 | 64 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in lines
     linked = [line.partition("](run-")[2] for line in lines if line.startswith("![")]
-    assert linked == [f"{name}.svg)" for name in (plots.STEP_PICTURE, *readme_table.PICTURES)]
+    assert linked == [f"{name}.svg)" for name in drawn]
     assert "; the ratio is" not in page.read_text() and "[`run.json`](run.json)." in page.read_text()
     for picture in tmp_path.glob("run-*.svg"):
         picture.unlink()
