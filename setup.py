@@ -19,7 +19,9 @@ MACHINE_CODE = {"75": ["75"], "80": ["80", "86", "89"], "90": ["90"], "100": ["1
 PTX = "100"
 OLDEST_CUDA = (12, 9)
 OLDEST_GCC = 11
-SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem not in ("gpu", "no_gpu"))
+IN_ALL_PYTHON = {"bindings", "plan", "python_sources", "python_tensors"}  # all_python.cpp includes them
+NOT_IN_EVERY_BUILD = {"gpu", "no_gpu", *IN_ALL_PYTHON}
+SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp") if path.stem not in NOT_IN_EVERY_BUILD)
 CXX_FLAGS = [
     "-std=c++20",
     "-O3",

@@ -46,11 +46,11 @@ PyObject* call_update(PyObject* self, PyObject* const* arguments, Py_ssize_t cou
   });
 }
 
-PyMethodDef replay_method =
+PyMethodDef plan_replay_method =
     fast_method("replay", &call_replay,
                 "replay(*sources)\n--\n\nCopies every source into its destination, in one launch.\n\n"
                 "Takes the sources in the destinations' order, or one mapping of the destinations' names to them.");
-PyMethodDef update_method =
+PyMethodDef copy_update_method =
     fast_method("update", &call_update,
                 "update(*sources)\n--\n\nThe graph's next launches copy these sources.\n\n"
                 "Takes the sources in the destinations' order, or one mapping of the destinations' names to them.");
@@ -403,11 +403,11 @@ void GraphCopy::clear() {
 
 void define_plan(py::module_& module) {
   py::class_<BoundPlan>(module, "BoundPlan", py::custom_type_setup(&make_collectable<BoundPlan>))
-      .def_property_readonly("replay", &bound_method<&replay_method>)
+      .def_property_readonly("replay", &bound_method<&plan_replay_method>)
       .def("capture", &GraphCopy::capture, py::arg("graph"), py::arg("sources"));
   py::class_<GraphCopy>(module, "BoundGraphCopy", py::custom_type_setup(&make_collectable<GraphCopy>))
       .def_property_readonly("launches", &GraphCopy::launches)
-      .def_property_readonly("update", &bound_method<&update_method>);
+      .def_property_readonly("update", &bound_method<&copy_update_method>);
   module.def("bind", &bind_plan, py::arg("dst"), py::arg("fill"), py::arg("names"));
 }
 
