@@ -82,11 +82,13 @@ def run(
                 start = time.perf_counter()
                 native.compile_all()
                 seconds["compile"] = round(time.perf_counter() - start, 1)
+            names = [name for name in SECTIONS if name in sections]
             for number in range(1 if quick else PASSES):
-                for name in (name for name in SECTIONS if name in sections):
+                for name in names:
                     start = time.perf_counter()
                     _run_section(name, device, quick, number, progress, left_out, rows)
                     seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 1)
+                names = [name for name in names if any((row.section, row.metric) == (name, "host") for row in rows)]
     except WrongResult as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -129,7 +131,7 @@ def _run_section(
     """Adds each point's rows to ``rows`` once it is measured; passes but the first are of host times alone."""
     section = SECTIONS[name](device, quick)
     metrics = [metric for metric in section.metrics if number == 0 or metric == "host"]
-    for make_point in progress.track(section.points if metrics else (), description=f"{name}, pass {number + 1}"):
+    for make_point in progress.track(section.points, description=f"{name}, pass {number + 1}"):
         progress.refresh()
         point = measure(name, metrics, make_point(), quick=quick, profiled=section.profiled, left_out=left_out)
         for _, of_metric in groupby(point, key=lambda row: row.metric):

@@ -175,16 +175,22 @@ def test_later_passes_take_host_times_alone(monkeypatch, tmp_path):
 
     def measured(section, metrics, cases, **options):
         passes.append(list(metrics))
-        row = report.Row("scale", "", "pairs", {"pairs": 6}, "", 8, "way", 1, 1.0, 1.0, 1.0)
+        row = report.Row(section, "", "pairs", {"pairs": 6}, "", 8, "way", 1, 1.0, 1.0, 1.0)
         return [replace(row, metric=metric) for metric in metrics]
 
     monkeypatch.setattr("fill_benchmark.runner.measure", measured)
+    made = []
+
+    def make(name, metrics):
+        made.append(name)
+        return sections.Section(metrics, [lambda: ()])
+
     for name, metrics in (("scale", ["host", "gpu"]), ("host", ["gpu"])):
-        section = sections.Section(metrics, [lambda: ()])
-        monkeypatch.setitem(sections.SECTIONS, name, lambda device, quick, section=section: section)
+        monkeypatch.setitem(sections.SECTIONS, name, lambda device, quick, of=(name, metrics): make(*of))
     path = tmp_path / "results.json"
     assert main(["--section", "scale,host", "--json", str(path)]) == 0
     assert sorted(passes) == [["gpu"], ["host"], ["host"], ["host", "gpu"]]
+    assert sorted(made) == ["host", "scale", "scale", "scale"]
     assert [(row.metric, row.passes) for row in report.read(path).rows if row.metric == "host"] == [
         ("host", [1.0, 1.0, 1.0])
     ]
