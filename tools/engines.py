@@ -51,7 +51,11 @@ class CountedOps(TorchDispatchMode):
 
 
 def gpu_work(step: Call, steps: int = 16) -> dict[str, float]:
-    """What a step puts on the GPU, by kind, and for how long in us: the mean of so many, after one that is not seen."""
+    """What a step puts on the GPU, by kind, and for how long in us: the mean of so many, after one that is not seen.
+
+    Times are taken before: torch's profiler stays attached to CUDA, and makes every launch of the process slower from
+    then on (github.com/pytorch/pytorch/issues/144455).
+    """
     step()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:

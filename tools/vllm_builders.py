@@ -30,6 +30,8 @@ from typing import Any
 import torch
 from engines import CountedOps, gpu_work, host_us_in_turn
 
+from fused_copy.timing import Call
+
 BACKENDS = "v1.attention.backends"
 LOADED = [
     *("envs", "utils.math_utils", "utils.torch_utils", "v1.attention.backend"),
@@ -87,13 +89,11 @@ def main() -> None:
     parser.add_argument("--against", type=Path, metavar="OTHER", help="a patched tree: time both")
     args = parser.parse_args()
     device = torch.device(args.device)
-    result = {}
     with torch.inference_mode():
-        for name in args.cases:
-            if args.against is None:
-                result[name] = run(args.tree, CASES[name], args.steps, device)
-            else:
-                result[name] = compare_times(args.tree, args.against, CASES[name], device)
+        if args.against is None:
+            result = {name: run(args.tree, CASES[name], args.steps, device) for name in args.cases}
+        else:
+            result = compare_times(args.tree, args.against, args.cases, device)
     print(json.dumps(result))
 
 
@@ -116,22 +116,26 @@ def run(tree: Path, case: Case, steps: int, device: torch.device) -> dict[str, A
     return result
 
 
-def compare_times(published: Path, patched: Path, case: Case, device: torch.device) -> dict[str, Any]:
-    """Host time of one step's builds in microseconds, in turn: median, 10th and 90th percentile."""
+def compare_times(published: Path, patched: Path, cases: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """Host time of one step's builds in microseconds, in turn: median, 10th and 90th percentile; on a GPU its work."""
     ways = {"published": (published, False), "patched, flag off": (patched, False), "patched, flag on": (patched, True)}
-    engines = {}
-    for name, (tree, fused) in ways.items():
-        os.environ["VLLM_USE_FUSED_COPY"] = str(int(fused))
-        engines[name] = Engine(tree, case, device)
-    result: dict[str, Any] = {}
-    for size in (1, 8, 32):
-        lens = [1 + case.drafts] * -(-size * 3 // 4)
-        batch = Batch.made_up(random.Random(0), case, lens, 0, size)
-        steps = {name: engine.prepare(batch) for name, engine in engines.items()}
-        result |= {f"{name}, {size} requests": times for name, times in host_us_in_turn(steps).items()}
-    report: dict[str, Any] = {"host_us": result}
-    if device.type == "cuda":
-        report["launches"] = {name: gpu_work(step) for name, step in steps.items()}
+    report: dict[str, Any] = {}
+    steps: dict[str, dict[str, Call]] = {}
+    for name in cases:
+        engines = {}
+        for way, (tree, fused) in ways.items():
+            os.environ["VLLM_USE_FUSED_COPY"] = str(int(fused))
+            engines[way] = Engine(tree, CASES[name], device)
+        report[name] = {"host_us": {}}
+        for size in (1, 8, 32):
+            lens = [1 + CASES[name].drafts] * -(-size * 3 // 4)
+            batch = Batch.made_up(random.Random(0), CASES[name], lens, 0, size)
+            steps[name] = {way: engine.prepare(batch) for way, engine in engines.items()}
+            times = host_us_in_turn(steps[name])
+            report[name]["host_us"] |= {f"{way}, {size} requests": spread for way, spread in times.items()}
+    if device.type == "cuda":  # after all times
+        for name in cases:
+            report[name]["launches"] = {way: gpu_work(step) for way, step in steps[name].items()}
     return report
 
 

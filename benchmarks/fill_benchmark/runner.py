@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fill_benchmark import native, report
 from fill_benchmark.answers import answer
-from fill_benchmark.sections import ON_CPU, SECTIONS, measure, quickest_passes
+from fill_benchmark.sections import ON_CPU, PROFILED, SECTIONS, measure, quickest_passes
 from fill_benchmark.targets import evaluate
 from fused_copy.bench import WrongResult, plain_console
 from fused_copy.timing import machine
@@ -82,13 +82,10 @@ def run(
                 start = time.perf_counter()
                 native.compile_all()
                 seconds["compile"] = round(time.perf_counter() - start, 1)
-            names = [name for name in SECTIONS if name in sections]
-            for number in range(1 if quick else PASSES):
-                for name in names:
-                    start = time.perf_counter()
-                    _run_section(name, device, quick, number, progress, left_out, rows)
-                    seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 1)
-                names = [name for name in names if any((row.section, row.metric) == (name, "host") for row in rows)]
+            for name, number in _order(sections, 1 if quick else PASSES):
+                start = time.perf_counter()
+                _run_section(name, device, quick, number, progress, left_out, rows)
+                seconds[name] = round(seconds.get(name, 0) + time.perf_counter() - start, 1)
     except WrongResult as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
@@ -119,6 +116,18 @@ def _own_stream(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.stream(torch.cuda.Stream()) if device.type == "cuda" else nullcontext()
 
 
+def _order(sections: Sequence[str], passes: int) -> list[tuple[str, int]]:
+    """Each section with the number of its pass; only those of host times have more than one."""
+    names = [name for name in SECTIONS if name in sections]
+    timed = [name for name in names if name not in PROFILED]
+    again = [name for name in timed if name in ON_CPU]
+    return [
+        *((name, 0) for name in timed),
+        *((name, number) for number in range(1, passes) for name in again),
+        *((name, 0) for name in names if name in PROFILED),
+    ]
+
+
 def _run_section(
     name: str,
     device: torch.device,
@@ -133,7 +142,7 @@ def _run_section(
     metrics = [metric for metric in section.metrics if number == 0 or metric == "host"]
     for make_point in progress.track(section.points, description=f"{name}, pass {number + 1}"):
         progress.refresh()
-        point = measure(name, metrics, make_point(), quick=quick, profiled=section.profiled, left_out=left_out)
+        point = measure(name, metrics, make_point(), quick=quick, profiled=name in PROFILED, left_out=left_out)
         for _, of_metric in groupby(point, key=lambda row: row.metric):
             report.print_point(progress.console, list(of_metric))
         rows += point

@@ -78,12 +78,11 @@ class Section:
     """The points, made one at a time because some take much memory, and what is measured of each.
 
     ``metrics``: "host" for host time, "gpu" for GPU time, "step" and "latency" for wall time until the GPU is done, at
-    the end of a loop and after every step. ``profiled``: kernels are looked at with the profiler, too.
+    the end of a loop and after every step.
     """
 
     metrics: Sequence[str]
     points: Sequence[Callable[[], Cases]]
-    profiled: bool = False
 
 
 def host(device: torch.device, quick: bool) -> Section:
@@ -184,7 +183,7 @@ def threading(device: torch.device, quick: bool) -> Section:
         step = decode_step(buffers, bs, width)
         return [Workload("threading", step.point, buffers, step.sets, ways=ways)]
 
-    return Section(["gpu"], [partial(point, *step) for step in steps], profiled=True)
+    return Section(["gpu"], [partial(point, *step) for step in steps])
 
 
 SECTIONS: dict[str, Callable[[torch.device, bool], Section]] = {
@@ -198,7 +197,11 @@ SECTIONS: dict[str, Callable[[torch.device, bool], Section]] = {
 }
 
 ON_CPU = ("host", "scale", "values", "rows")
-"""The sections that need no GPU."""
+"""The sections that need no GPU: those of host times."""
+
+PROFILED = ("threading",)
+"""The sections whose kernels are looked at with torch's profiler, too, which come last: it stays attached to CUDA, and
+makes every launch of the process slower from then on (github.com/pytorch/pytorch/issues/144455)."""
 
 
 def decode_step(buffers: Tensors, bs: int, max_seqlen_k: int, *, pinned: bool = False) -> Workload:

@@ -15,10 +15,11 @@ def full_rows():
         patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
         for name, make in sections.SECTIONS.items():
             section = make(torch.device("meta"), quick=False)
+            kernel = {"blocks": [1, 1, 1]} if name in sections.PROFILED else None
             metrics = ["host", "gpu"] if name in ("scale", "values", "rows") else section.metrics
             rows += [
                 report.Row(name, metric, w.kind, w.point, w.case, w.bytes, way, 1, us := times.get(way, 5.0), us, us,
-                           {"blocks": [1, 1, 1]} if section.profiled else None, [us] * 3 if metric == "host" else None)
+                           kernel, [us] * 3 if metric == "host" else None)
                 for make_point in section.points
                 for w in make_point()
                 for metric in metrics

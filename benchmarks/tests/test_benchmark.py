@@ -179,21 +179,29 @@ def test_later_passes_take_host_times_alone(monkeypatch, tmp_path):
         return [replace(row, metric=metric) for metric in metrics]
 
     monkeypatch.setattr("fill_benchmark.runner.measure", measured)
-    made = []
-
-    def make(name, metrics):
-        made.append(name)
-        return sections.Section(metrics, [lambda: ()])
-
-    for name, metrics in (("scale", ["host", "gpu"]), ("host", ["gpu"])):
-        monkeypatch.setitem(sections.SECTIONS, name, lambda device, quick, of=(name, metrics): make(*of))
+    section = sections.Section(["host", "gpu"], [lambda: ()])
+    monkeypatch.setitem(sections.SECTIONS, "scale", lambda device, quick: section)
     path = tmp_path / "results.json"
-    assert main(["--section", "scale,host", "--json", str(path)]) == 0
-    assert sorted(passes) == [["gpu"], ["host"], ["host"], ["host", "gpu"]]
-    assert sorted(made) == ["host", "scale", "scale", "scale"]
-    assert [(row.metric, row.passes) for row in report.read(path).rows if row.metric == "host"] == [
-        ("host", [1.0, 1.0, 1.0])
-    ]
+    assert main(["--section", "scale", "--json", str(path)]) == 0
+    assert passes == [["host", "gpu"], ["host"], ["host"]]
+    assert [(row.metric, row.passes) for row in report.read(path).rows] == [("host", [1.0, 1.0, 1.0]), ("gpu", None)]
+
+
+def test_the_profiler_comes_after_all_times(monkeypatch, tmp_path):
+    made, profiled = [], []
+
+    def measured(section, metrics, cases, **options):
+        profiled.append(options["profiled"])
+        return []
+
+    monkeypatch.setattr("fill_benchmark.runner.measure", measured)
+    for name in sections.SECTIONS:
+        section = sections.Section([], [partial(made.append, name)])
+        monkeypatch.setitem(sections.SECTIONS, name, lambda device, quick, section=section: section)
+    monkeypatch.setattr("fill_benchmark.runner.ON_CPU", tuple(sections.SECTIONS))
+    assert main(["--section", ",".join(sections.SECTIONS)]) == 0
+    assert profiled == [name in sections.PROFILED for name in made]
+    assert profiled.index(True) == len(made) - sum(profiled)
 
 
 def test_any_part_of_a_run_can_be_evaluated(full_rows):

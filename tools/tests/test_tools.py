@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,3 +376,19 @@ def test_no_gpu_where_gpus_are_expected(expected, status):
     environment = os.environ | {"FUSED_COPY_EXPECT_GPUS": str(expected)}
     run = subprocess.run(command, cwd=TOOLS.parent / "tests", env=environment, capture_output=True, text=True)
     assert run.returncode == status, run.stdout + run.stderr
+
+
+# --- vLLM's builders ------------------------------------------------------------------------------------------------
+
+
+def test_vllm_builders_are_profiled_after_all_times(monkeypatch, tmp_path):
+    import vllm_builders
+
+    order = []
+    prepared = SimpleNamespace(prepare=lambda batch: None)
+    monkeypatch.setattr(vllm_builders, "Engine", lambda tree, case, device: prepared)
+    monkeypatch.setattr(vllm_builders, "host_us_in_turn", lambda ways: order.append("times") or dict.fromkeys(ways))
+    monkeypatch.setattr(vllm_builders, "gpu_work", lambda step: order.append("profiler"))
+    found = vllm_builders.compare_times(tmp_path, tmp_path, ["gdn", "ple-spec"], torch.device("cuda"))
+    assert order == ["times"] * 6 + ["profiler"] * 6
+    assert all(len(of_case["host_us"]) == 9 and len(of_case["launches"]) == 3 for of_case in found.values())
