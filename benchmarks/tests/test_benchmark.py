@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fused_copy
-from fill_benchmark import answers, peers, plots, report, sections, steps, targets
+from fill_benchmark import answers, peers, plots, report, runner, sections, steps, targets
 from fill_benchmark.model import small_model
 from fill_benchmark.native import Unavailable
 from fill_benchmark.peers import (
@@ -187,7 +187,15 @@ def test_later_passes_take_host_times_alone(monkeypatch, tmp_path):
     assert [(row.metric, row.passes) for row in report.read(path).rows] == [("host", [1.0, 1.0, 1.0]), ("gpu", None)]
 
 
-def test_the_profiler_comes_after_all_times(monkeypatch, tmp_path):
+def test_sections_without_host_times_have_one_pass(monkeypatch):
+    order = [("gpu", 0), ("scale", 0), ("scale", 1), ("scale", 2), ("threading", 0)]
+    assert runner._order(["threading", "scale", "gpu"], 3) == order
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 << 40, 1 << 40))
+    made = {name: make(torch.device("meta"), quick=True) for name, make in sections.SECTIONS.items()}
+    assert {name for name, section in made.items() if "host" in section.metrics} == set(sections.ON_CPU)
+
+
+def test_the_profiler_comes_after_all_times(monkeypatch):
     made, profiled = [], []
 
     def measured(section, metrics, cases, **options):
